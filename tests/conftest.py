@@ -1,0 +1,46 @@
+"""Strict JAX for every test, eight devices on the host, and the way to the reference numbers."""
+
+import os
+import pathlib
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+def _shared(variable: str, folder: str) -> pathlib.Path:
+    path = pathlib.Path(os.environ.get(variable, ROOT.parent / "shared" / folder))
+    if not path.is_dir():
+        pytest.skip(f"{variable} is not set and {path} does not exist")
+    return path
+
+
+@pytest.fixture(scope="session")
+def reference() -> pathlib.Path:
+    """Folder of the numbers that the original implementations gave."""
+    return _shared("CTX_JAX_REFERENCE", "reference")
+
+
+@pytest.fixture(scope="session")
+def data() -> pathlib.Path:
+    """Folder of real text, labels and vocabularies."""
+    return _shared("CTX_JAX_DATA", "data")
