@@ -1,0 +1,114 @@
+"""Rows of a corpus as batches: shuffled, sharded by host, ready at any position.
+
+Row i of a run is row `permutation_e(i mod R)` of the plan, e = i div R the epoch: a pure function of (seed, i), computed
+by Grain's stateless shuffle. So a position is one number, resuming costs nothing, and any number of hosts reads the
+same global batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+from jaxtyping import Int
+
+from ctx_jax.arrays import Batch
+from ctx_jax.data.corpus import Corpus
+from ctx_jax.data.plan import Plan, RowsConfig, make_plan
+from ctx_jax.errors import InputError
+
+READ_THREADS, READ_AHEAD = 4, 8
+
+
+class Loader:
+    """Batches of one split of a corpus.
+
+    Attributes:
+      corpus: where the tokens come from.
+      config: how they become rows.
+      plan: the rows.
+    """
+
+    def __init__(self, corpus: Corpus, config: RowsConfig, plan: Plan | None = None):
+        self.corpus = corpus
+        self.config = config
+        self.plan = plan or make_plan(corpus.sentence_offsets, corpus.document_offsets, config)
+        self._specials = corpus.tokenizer.specials
+        rows = grain.MapDataset.range(self.plan.num_rows).seed(config.seed).shuffle()
+        self._shuffled = rows.repeat(None)
+
+    @property
+    def num_rows(self) -> int:
+        """R, the rows of one epoch."""
+        return self.plan.num_rows
+
+    def row_at(self, position: int) -> tuple[int, int]:
+        """(epoch, row of the plan) at a position of the run."""
+        return position // self.num_rows, int(self._shuffled[position])
+
+    def batches(
+        self, batch_size: int, *, start: int = 0, host: int = 0, num_hosts: int = 1, prefetch: bool = True
+    ) -> Iterator[Batch]:
+        """This host's part of every batch from position `start` on, without end.
+
+        Args:
+          batch_size: B over all hosts.
+          start: position of the first row, in rows since the beginning of the run.
+          host: which part: rows `host · B / num_hosts` and on, of each batch.
+          num_hosts: must divide B.
+          prefetch: read ahead in threads.
+        """
+        if batch_size % num_hosts:
+            raise InputError(f"batch size {batch_size} is not a multiple of the number of hosts, {num_hosts}")
+        local = batch_size // num_hosts
+
+        def read(index: int) -> Batch:
+            begin = start + index * batch_size + host * local
+            epochs, rows = zip(*map(self.row_at, range(begin, begin + local)), strict=True)
+            return self.assemble(np.array(rows), np.array(epochs, np.uint32))
+
+        batches = grain.MapDataset.range(2**40).map(read)
+        options = grain.ReadOptions(
+            num_threads=READ_THREADS if prefetch else 0, prefetch_buffer_size=READ_AHEAD if prefetch else 0
+        )
+        return iter(batches.to_iter_dataset(options))
+
+    def in_order(self, batch_size: int, *, limit: int | None = None) -> Iterator[Batch]:
+        """Every row once, in the plan's order, epoch 0; the last batch is filled up with empty rows."""
+        count = self.num_rows if limit is None else min(limit, self.num_rows)
+        for begin in range(0, count, batch_size):
+            rows = np.arange(begin, begin + batch_size)
+            yield self.assemble(np.where(rows < count, rows, -1), np.zeros(batch_size, np.uint32))
+
+    def assemble(self, rows: Int[np.ndarray, "B"], epochs: np.ndarray) -> Batch:
+        """Reads rows of the plan; -1 makes an empty row."""
+        shape, per_row = (len(rows), self.config.length), self.config.examples_per_row
+        input_ids = np.full(shape, self._specials.pad, np.int32)
+        token_type_ids, segment_ids, positions = (np.zeros(shape, np.int32) for _ in range(3))
+        example_ids = np.zeros((len(rows), per_row), np.uint32)
+        next_sentence = np.full((len(rows), per_row), -1, np.int32)
+        for r, row in enumerate(rows.tolist()):
+            if row < 0:
+                continue
+            at = 0
+            for s, example in enumerate(self.plan.order[self.plan.rows[row] : self.plan.rows[row + 1]].tolist()):
+                ids, b_start = self.example(example)
+                place = slice(at, at + len(ids))
+                input_ids[r, place] = ids
+                token_type_ids[r, at + b_start : at + len(ids)] = 1
+                segment_ids[r, place] = s + 1
+                positions[r, place] = np.arange(len(ids))
+                example_ids[r, s] = example
+                next_sentence[r, s] = self.plan.next_sentence[example]
+                at += len(ids)
+        return Batch(input_ids, token_type_ids, segment_ids, positions, example_ids, epochs, next_sentence)
+
+    def example(self, example: int) -> tuple[Int[np.ndarray, "N"], int]:
+        """Ids of one example with `[CLS]` and `[SEP]`, and where B begins (its length without B)."""
+        a_start, a_end, b_start, b_end = self.plan.spans[example].tolist()
+        cls, sep = [self._specials.cls], [self._specials.sep]
+        a = np.concatenate([cls, self.corpus.tokens(a_start, a_end), sep])
+        if self.plan.next_sentence[example] < 0:
+            return a, len(a)
+        return np.concatenate([a, self.corpus.tokens(b_start, b_end), sep]), len(a)

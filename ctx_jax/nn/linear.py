@@ -1,0 +1,65 @@
+"""Affine maps whose products reach the matrix units: two-dimensional, operands in the computation's type, sums in float32."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
+    """Product of two matrices over one axis each, accumulated and returned in float32."""
+    return jax.lax.dot_general(a, b, (((contract[0],), (contract[1],)), ((), ())), preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def matmul(x: Float[Array, "N K"], w: Float[Array, "K M"]) -> Float[Array, "N M"]:
+    """x @ w in x's type with a float32 sum; the result is float32.
+
+    A product with a float32 result has float32 cotangents, which would pull its two backward products out of the
+    bfloat16 units. Here the cotangent is cast to x's type first; the weight's gradient stays float32.
+    """
+    return _dot(x, w.astype(x.dtype), (1, 0))
+
+
+def _matmul_forward(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
+    return matmul(x, w), (x, w)
+
+
+def _matmul_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, w = residuals
+    dy = dy.astype(x.dtype)
+    dx = _dot(dy, w.astype(x.dtype), (1, 1)).astype(x.dtype)
+    return dx, _dot(x, dy, (0, 0)).astype(w.dtype)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def truncated_normal(rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float) -> Array:
+    """Normal values cut at two standard deviations, not rescaled: TensorFlow's `truncated_normal_initializer`."""
+    return jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape) * stddev
+
+
+class Linear(nnx.Module):
+    """y = x @ kernel + bias.
+
+    Attributes:
+      kernel: float32 [inputs, *outputs]; several output axes make several maps in one product (query, key, value).
+      bias: float32 [*outputs].
+    """
+
+    def __init__(self, inputs: int, outputs: int | tuple[int, ...], *, stddev: float, rngs: nnx.Rngs):
+        shape = (outputs,) if isinstance(outputs, int) else outputs
+        self.kernel = nnx.Param(truncated_normal(rngs, (inputs, *shape), stddev))
+        self.bias = nnx.Param(jnp.zeros(shape))
+
+    def __call__(self, x: Float[Array, "*batch K"]) -> Float[Array, "*batch M"]:
+        """Applies the map to the last axis; the result has x's type."""
+        kernel, bias = self.kernel[...], self.bias[...]
+        rows = x.reshape(-1, x.shape[-1])
+        y = matmul(rows, kernel.reshape(kernel.shape[0], -1)) + bias.reshape(1, -1)
+        return y.astype(x.dtype).reshape(*x.shape[:-1], *bias.shape)
+
+

@@ -1,0 +1,52 @@
+"""A stack of equal layers: built at once, run as a scan or unrolled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+Remat = Literal["none", "dots", "all"]
+
+
+def build_layers(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
+    """`count` layers as one module whose parameters have a leading layer axis, each from a key of its own."""
+    return jax.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), count))
+
+
+def run_layers(
+    layers: nnx.Module,
+    apply: Callable[[Any, Array, Array], Array],
+    x: Float[Array, "B T D"],
+    *,
+    all_layers: bool = False,
+    remat: Remat = "none",
+    unroll: bool = False,
+) -> tuple[Float[Array, "B T D"], Float[Array, "L B T D"] | None]:
+    """Runs x through the layers, `apply(layer, x, index)` each.
+
+    Args:
+      layers: as `build_layers` makes them.
+      apply: one layer.
+      x: what enters the first layer.
+      all_layers: also return x and every layer's output, stacked (L + 1 of them). The last stays a value of its
+        own: a training step that reads it out of the stack keeps the whole stack alive.
+      remat: what the backward pass computes again: nothing, all but the matrix products, or everything.
+      unroll: write the layers out one after the other; compiles longer.
+    """
+
+    def body(x: Array, layer_and_index: tuple[Any, Array]) -> tuple[Array, Array | None]:
+        layer, index = layer_and_index
+        y = apply(layer, x, index)
+        return y, (y if all_layers else None)
+
+    if remat != "none":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+        body = jax.checkpoint(body, policy=policy, prevent_cse=unroll)
+    count = jax.tree.leaves(layers)[0].shape[0]
+    last, outputs = jax.lax.scan(body, x, (layers, jnp.arange(count)), unroll=count if unroll else 1)
+    return last, (jnp.concatenate([x[None], outputs]) if all_layers else None)

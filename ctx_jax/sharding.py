@@ -1,0 +1,100 @@
+"""Meshes of devices, and where every array lives on them. Models know nothing of this."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ctx_jax.errors import InputError
+
+BATCH_AXES = ("data", "fsdp")
+
+RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    # Stacked layers have a leading layer axis. Products are split so that one reduction ends attention and one the
+    # feed-forward (Shoeybi et al. 2019, section 3).
+    (r"layers/.*/qkv/kernel$", PartitionSpec(None, "fsdp", None, "tensor")),
+    (r"layers/.*/qkv/bias$", PartitionSpec(None, None, "tensor")),
+    (r"layers/.*/up/kernel$", PartitionSpec(None, "fsdp", "tensor")),
+    (r"layers/.*/up/bias$", PartitionSpec(None, "tensor")),
+    (r"layers/.*/(out|down)/kernel$", PartitionSpec(None, "tensor", "fsdp")),
+    # A token table split over its width costs XLA a full rematerialisation; over the vocabulary it does not.
+    (r"token/table$", PartitionSpec(("tensor", "fsdp"), None)),
+    (r"masked_lm/bias$", PartitionSpec(("tensor", "fsdp"))),
+    (r"position/table$", PartitionSpec("fsdp", None)),
+    (r"dense/kernel$", PartitionSpec("fsdp", "tensor")),
+)
+"""Path pattern → axes, the first that matches wins; what none matches is replicated. Optimizer moments end in the same
+paths as their parameters and follow the same rules."""
+
+
+@dataclass(frozen=True)
+class MeshShape:
+    """Sizes of the mesh's axes; one of them may be -1, for all the devices that are left."""
+
+    data: int = -1
+    """Copies of the model, each with its part of the batch."""
+    fsdp: int = 1
+    """Parts of the parameters, gathered layer by layer; also splits the batch."""
+    tensor: int = 1
+    """Parts of every product."""
+
+
+def make_mesh(shape: MeshShape = MeshShape(), devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with the axes `data`, `fsdp` and `tensor` over the devices given, else all."""
+    devices = jax.devices() if devices is None else devices
+    sizes = [shape.data, shape.fsdp, shape.tensor]
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise InputError(f"mesh sizes are {sizes}, expected positive numbers and at most one -1")
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = max(len(devices) // math.prod(s for s in sizes if s != -1), 1)
+    if math.prod(sizes) != len(devices):
+        raise InputError(f"mesh data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]} does not fit {len(devices)} devices")
+    return jax.make_mesh(
+        tuple(sizes), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=list(devices)
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis over all the devices that hold different rows."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def tree_shardings(shapes: Any, mesh: Mesh, rules: Sequence[tuple[str, PartitionSpec]] = RULES) -> Any:
+    """Where each leaf of a tree of parameters or optimizer state lives.
+
+    Args:
+      shapes: tree of anything with a shape.
+      mesh: as `make_mesh` makes it.
+      rules: path pattern → axes. An axis that does not divide its dimension is left out for that leaf.
+    """
+
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        spec = next((spec for pattern, spec in rules if re.search(pattern, name)), PartitionSpec())
+        if len(spec) > len(leaf.shape):
+            spec = PartitionSpec()
+        axes = []
+        for size, axis in zip(leaf.shape, spec, strict=False):
+            names = (axis,) if isinstance(axis, str) else (axis or ())
+            axes.append(axis if names and size % math.prod(mesh.shape[n] for n in names) == 0 else None)
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """Host arrays, this process's part of the rows, as global arrays split over the mesh."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), batch)

@@ -1,0 +1,137 @@
+"""From pieces to what a BERT takes in: [CLS] first [SEP] (second [SEP]), within the model's length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from ctx_jax.errors import InputError
+from ctx_jax.text.tokenizer import Pieces, Specials, Tokenizer
+
+
+class Inputs(NamedTuple):
+    """One row for the model, T tokens long, not padded.
+
+    Attributes:
+      input_ids: int32 [T].
+      token_type_ids: int32 [T], 0 up to and with the first [SEP], 1 from there on.
+      special: bool [T], the [CLS] and [SEP] that were put around the pieces.
+      offsets: int32 [T, 2], first and one past the last character in the first or the second text; (0, 0) for specials.
+      words: int32 [T], the word in the first or the second text, −1 for specials.
+      text: index of the text, or pair, that the row comes from.
+      start: index of the row's first piece among the text's pieces (of a pair, the second text's); 0 but for later rows of
+        a text that was split.
+    """
+
+    input_ids: np.ndarray
+    token_type_ids: np.ndarray
+    special: np.ndarray
+    offsets: np.ndarray
+    words: np.ndarray
+    text: int
+    start: int
+
+
+def model_inputs(
+    tokenizer: Tokenizer,
+    texts: Sequence[str | Sequence[str]],
+    pairs: Sequence[str | Sequence[str]] | None = None,
+    *,
+    max_length: int,
+    on_too_long: Literal["error", "truncate", "split"] = "error",
+    stride: int = 0,
+) -> list[Inputs]:
+    """Splits texts, or pairs of them, into pieces and puts special tokens around them.
+
+    What is too long is an error unless one of two ways is asked for:
+      "truncate" takes pieces off the end; of a pair one after the other off the longer, the second if they are
+        equal (google-research/bert create_pretraining_data.py, truncate_seq_pair, but always at the end).
+      "split" makes several rows; of a pair, the first text stands in each and the second is split.
+
+    Args:
+      tokenizer: gives pieces and the ids of [CLS] and [SEP].
+      texts: strings or lists of words.
+      pairs: the second text of each pair.
+      max_length: tokens of a row at most, special ones included.
+      on_too_long: see above.
+      stride: pieces that a row of a split text repeats from the row before it, as Hugging Face's `stride`.
+
+    Returns:
+      The rows in the order of the texts; one row a text except with "split".
+
+    Raises:
+      InputError: a text is too long, `max_length` or `stride` leaves no room, or an argument is not what it should be.
+    """
+    around = 2 if pairs is None else 3
+    least = around + (1 if pairs is None else 2)
+    if max_length < least:
+        raise InputError(f"max_length: found {max_length}, expected at least {least}, {around} of them special tokens")
+    if on_too_long not in ("error", "truncate", "split"):
+        raise InputError(f"on_too_long: found {on_too_long!r}, expected 'error', 'truncate' or 'split'")
+    if stride < 0 or (stride and on_too_long != "split"):
+        raise InputError(f"stride: found {stride}, expected 0, or more with on_too_long='split'")
+    if pairs is not None and len(pairs) != len(texts):
+        raise InputError(f"pairs: found {len(pairs)}, expected one for each of the {len(texts)} texts")
+
+    specials = tokenizer.specials
+    firsts = tokenizer.encode_batch(texts)
+    seconds = [None] * len(firsts) if pairs is None else tokenizer.encode_batch(pairs)
+    rows: list[Inputs] = []
+    for text, (first, second) in enumerate(zip(firsts, seconds, strict=True)):
+        room = max_length - around
+        length = len(first.ids) + (0 if second is None else len(second.ids))
+        if length <= room:
+            rows.append(_row(specials, first, second, text, start=0))
+        elif on_too_long == "error":
+            raise InputError(
+                f"texts[{text}]: found {length} pieces, {length + around} tokens with the special ones, expected at "
+                f"most max_length = {max_length}; on_too_long='truncate' cuts the end off, 'split' gives several rows"
+            )
+        elif on_too_long == "truncate":
+            rows.append(_row(specials, *_truncated(first, second, room), text, start=0))
+        elif second is None:
+            for start, part in _windows(first, room, stride, f"texts[{text}]"):
+                rows.append(_row(specials, part, None, text, start))
+        else:
+            for start, part in _windows(second, room - len(first.ids), stride, f"pairs[{text}]"):
+                rows.append(_row(specials, first, part, text, start))
+    return rows
+
+
+def _truncated(first: Pieces, second: Pieces | None, room: int) -> tuple[Pieces, Pieces | None]:
+    if second is None:
+        return _part(first, 0, room), None
+    a, b = len(first.ids), len(second.ids)
+    # One by one off the longer, in one step: down to the other's length, then by turns.
+    if a > b:
+        a = max(b, room - b)
+    else:
+        b = max(a, room - a)
+    if a + b > room:
+        a, b = room - room // 2, room // 2
+    return _part(first, 0, a), _part(second, 0, b)
+
+
+def _windows(pieces: Pieces, room: int, stride: int, name: str) -> Iterator[tuple[int, Pieces]]:
+    """Parts of at most `room` pieces, each with its first piece's index; `stride` pieces are in two at a time."""
+    if room <= stride:
+        raise InputError(f"{name}: found room for {room} of its pieces in a row, expected more than stride = {stride}")
+    for start in range(0, max(len(pieces.ids) - stride, 1), room - stride):
+        yield start, _part(pieces, start, start + room)
+
+
+def _part(pieces: Pieces, start: int, stop: int) -> Pieces:
+    return Pieces(*(field[start:stop] for field in pieces))
+
+
+def _row(specials: Specials, first: Pieces, second: Pieces | None, text: int, start: int) -> Inputs:
+    cls, sep = (
+        Pieces(np.array([index], np.int32), np.zeros((1, 2), np.int32), np.array([-1], np.int32))
+        for index in (specials.cls, specials.sep)
+    )
+    parts = [cls, first, sep] + ([] if second is None else [second, sep])
+    ids, offsets, words = (np.concatenate(field) for field in zip(*parts, strict=True))
+    types = np.repeat(np.array([0, 1], np.int32), [len(first.ids) + 2, len(ids) - len(first.ids) - 2])
+    return Inputs(ids, types, words < 0, offsets, words, text, start)
