@@ -6,9 +6,12 @@ positions of a row, S examples of a row (packing).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
+
+from ctx_jax.errors import InputError
 
 
 class Batch(NamedTuple):
@@ -53,14 +56,75 @@ class Masked(NamedTuple):
 
 
 class Representations(NamedTuple):
-    """Vectors of a batch.
+    """Vectors of a batch: what a model returns inside jit and, on the host and with the tokens, what `Encoder` returns.
 
     Attributes:
       last: output of the last layer.
-      layers: layer 0 is what enters the first layer, layer l the output of the l-th; None when not asked for.
+      layers: layer 0 is what enters the first layer, layer l the output of the l-th; L layers make L + 1 of them. None
+        when not asked for.
       mask: True at tokens, False at padding.
+      tokens: of each row, special ones included; None where ids were given, and inside jit.
+      word_ids: the word of its row that a token belongs to, -1 at special tokens and padding; None like `tokens`.
+      num_words: how many words each row has, those without a token counted; None like `tokens`.
+      texts: index of the text that a row comes from, where long texts were split; None like `tokens`.
     """
 
     last: Float[Array, "B T D"]
     layers: Float[Array, "L B T D"] | None
     mask: Bool[Array, "B T"]
+    tokens: tuple[tuple[str, ...], ...] | None = None
+    word_ids: Int[np.ndarray, "B T"] | None = None
+    num_words: tuple[int, ...] | None = None
+    texts: tuple[int, ...] | None = None
+
+    def layer(self, layer: int) -> Float[Array, "B T D"]:
+        """Output of one layer; negative numbers count from the last.
+
+        Raises:
+          InputError: there is no such layer, or layers were not asked for.
+        """
+        if layer == -1:
+            return self.last
+        if self.layers is None:
+            raise InputError(f"layer {layer}: only the last layer was computed; encode with all_layers=True")
+        if not -len(self.layers) <= layer < len(self.layers):
+            raise InputError(f"layer {layer}: expected 0 to {len(self.layers) - 1}, or -{len(self.layers)} to -1")
+        return self.layers[layer]
+
+    def sentences(self, pool: Literal["mean", "cls", "max"] = "mean", *, layer: int = -1) -> Float[Array, "B D"]:
+        """One vector a row: the mean or the maximum over its tokens, special ones included, or the first token's."""
+        vectors, mask = np.asarray(self.layer(layer)), np.asarray(self.mask)[..., None]
+        if pool == "mean":
+            return np.where(mask, vectors, 0).sum(1) / np.maximum(mask.sum(1), 1).astype(vectors.dtype)
+        if pool == "max":
+            return np.where(mask, vectors, -np.inf).max(1)
+        if pool == "cls":
+            return vectors[:, 0]
+        raise InputError(f"pool: found {pool!r}, expected 'mean', 'cls' or 'max'")
+
+    def words(
+        self, *, layer: int = -1, pool: Literal["mean", "first", "last"] = "mean"
+    ) -> list[Float[np.ndarray, "W D"]]:
+        """Vectors of the words of each row, pooled over their sub-words; zeros for a word that has none.
+
+        Words are those that were given, or the tokenizer's own where strings were. The rows of a split text have each
+        the words that they hold, whole or in part.
+        """
+        if self.word_ids is None:
+            raise InputError("words: ids were given, and nobody said where their words begin; encode texts instead")
+        if pool not in ("mean", "first", "last"):
+            raise InputError(f"pool: found {pool!r}, expected 'mean', 'first' or 'last'")
+        result = []
+        for vectors, ids, count in zip(np.asarray(self.layer(layer)), self.word_ids, self.num_words, strict=True):
+            inside = np.flatnonzero(ids >= 0)
+            words = ids[inside]
+            pooled = np.zeros((count, vectors.shape[-1]), vectors.dtype)
+            if pool == "mean":
+                np.add.at(pooled, words, vectors[inside])
+                pooled /= np.maximum(np.bincount(words, minlength=count), 1)[:, None].astype(vectors.dtype)
+            else:
+                # Of several assignments to one place the last stays.
+                order = slice(None, None, -1 if pool == "first" else 1)
+                pooled[words[order]] = vectors[inside[order]]
+            result.append(pooled)
+        return result

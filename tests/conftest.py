@@ -44,3 +44,18 @@ def reference() -> pathlib.Path:
 def data() -> pathlib.Path:
     """Folder of real text, labels and vocabularies."""
     return _shared("CTX_JAX_DATA", "data")
+
+
+@pytest.fixture(scope="session")
+def topics_corpus(tmp_path_factory) -> pathlib.Path:
+    """The text that every CPython carries, tokenised with a vocabulary of 600 trained on it."""
+    from ctx_jax.data.build import build
+    from ctx_jax.data.sources import find_sources, read_documents
+    from ctx_jax.text.sentencepiece_training import train_sentencepiece
+
+    folder = tmp_path_factory.mktemp("topics")
+    (source,) = find_sources(["python:topics"])
+    texts = (sentence for document in read_documents(source) for sentence in document.sentences)
+    tokenizer = train_sentencepiece(texts, 600, folder / "tokenizer")
+    build({"train": ["python:topics"]}, tokenizer, folder / "corpus", processes=1, holdout=0.1, show_progress=False)
+    return folder / "corpus"

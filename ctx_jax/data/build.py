@@ -82,7 +82,7 @@ def build(
     for name, value in (("processes", processes), ("record_tokens", record_tokens)):
         if value < 1:
             raise InputError(f"{name}={value}; expected at least 1")
-    splits = _plan(sources, holdout, sentences)
+    splits = _plan(sources, holdout)
     _check_out(out, overwrite)
     with _incomplete(out) as folder:
         (folder / INDEX).mkdir()
@@ -102,7 +102,7 @@ def build(
                 if show_progress:
                     tqdm.tqdm.write(_summary(split, counts[split]), file=sys.stderr)
         write_metadata(folder, counts, record_tokens)
-        _publish(folder, out)
+        _publish(folder, out, overwrite)
     return counts
 
 
@@ -115,15 +115,15 @@ Keep = Callable[[str], bool]
 
 
 def _plan(
-    sources: Mapping[str, Sequence[str | os.PathLike]], holdout: float | None, sentences: str | None
+    sources: Mapping[str, Sequence[str | os.PathLike]], holdout: float | None
 ) -> dict[str, tuple[list[Source], Keep]]:
     """The sources of each split, and which of their documents it takes."""
     if not sources or not all(sources.values()):
         raise InputError(f"sources={dict(sources)}; expected at least one split, each with at least one source")
     found = {}
     for split, names in sources.items():
-        if not split.isidentifier():
-            raise InputError(f"split {split!r}; expected a name of letters, digits and underscores")
+        if not split.isidentifier() or split == "all":
+            raise InputError(f"split {split!r}; expected a name of letters, digits and underscores (TFDS keeps 'all')")
         if isinstance(names, str):
             raise InputError(f"sources of split {split!r}: the string {names!r}; expected a list")
         found[split] = sources_lib.find_sources(names)
@@ -136,7 +136,7 @@ def _plan(
         return {split: (items, lambda identity: True) for split, items in found.items()}
     if "train" not in found or "validation" in found:
         raise InputError(f"holdout={holdout} with the splits {sorted(found)}; expected 'train' and no 'validation'")
-    held: Holdout = sources_lib.choose_holdout(found["train"], holdout, sentences)
+    held: Holdout = sources_lib.choose_holdout(found["train"], holdout)
     plan = {split: (items, lambda identity: True) for split, items in found.items()}
     plan["train"] = (found["train"], lambda identity: identity not in held)
     plan["validation"] = (found["train"], lambda identity: identity in held)
@@ -299,12 +299,13 @@ def _lock(folder: pathlib.Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _publish(folder: pathlib.Path, out: pathlib.Path) -> None:
+def _publish(folder: pathlib.Path, out: pathlib.Path, overwrite: bool) -> None:
     """Gives the finished folder its name once all of it is on the disk."""
     for path in [*folder.rglob("*"), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
+    _check_out(out, overwrite)  # another build may have been faster
     replaced = out.with_name(f"{folder.name}-replaced")
     if out.exists():
         out.rename(replaced)

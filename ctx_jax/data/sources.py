@@ -38,7 +38,8 @@ SENTENCES = ("lines", "split")
 # What one document or one line may hold at once, so that memory stays flat whatever the file holds.
 PART_CHARACTERS = 1 << 20
 LINE_BYTES = 1 << 26
-_BLOCK_BYTES = 1 << 14
+_BLOCK_BYTES = 1 << 16
+_COMPRESSED_BLOCK_BYTES = 1 << 10  # may become ten thousand times as many
 
 _DECOMPRESSORS: dict[bytes, tuple[str, tuple[str, ...], Callable[[], Any]]] = {
     b"\x1f\x8b": ("gzip", (".gz", ".gzip"), lambda: zlib.decompressobj(wbits=31)),
@@ -162,14 +163,13 @@ class Holdout:
         return _hash(identity) < self.threshold
 
 
-def choose_holdout(sources: Iterable[Source], amount: float, sentences: str | None = None) -> Holdout:
+def choose_holdout(sources: Iterable[Source], amount: float) -> Holdout:
     """Chooses the documents to hold out.
 
     Args:
       sources: where the documents come from; read through only where `amount` is a count.
       amount: below 1 the share of the documents, about; from 1 on their number, exactly. Documents of the same id are
         held out together and count once.
-      sentences: as in `read_documents`.
 
     Raises:
       InputError: an amount out of range, or that leaves no document.
@@ -178,7 +178,7 @@ def choose_holdout(sources: Iterable[Source], amount: float, sentences: str | No
         return Holdout(int(amount * 2**64))
     if amount < 1 or amount != int(amount):
         raise InputError(f"holdout={amount}; expected a share between 0 and 1 or a whole number of documents")
-    hashes = {_hash(document.id) for source in sources for document in read_documents(source, sentences or "lines")}
+    hashes = {_hash(document.id) for source in sources for document in read_documents(source, "lines")}
     if len(hashes) <= amount:
         raise InputError(
             f"holdout={amount:g} of {len(hashes)} documents; expected fewer, so that some are left to train"
@@ -225,7 +225,7 @@ def _blocks(path: str, on_read: Callable[[int], Any]) -> Iterator[bytes]:
                     f"{path}: begins with the bytes {magic.hex(' ')!r}; expected {name} data, as it is named"
                 )
         decompressor = None
-        while block := file.read(_BLOCK_BYTES):
+        while block := file.read(_COMPRESSED_BLOCK_BYTES if make else _BLOCK_BYTES):
             on_read(len(block))
             if make is None:
                 yield block
@@ -298,7 +298,7 @@ def _tagged_parts(path: str, lines: Iterable[tuple[int, str]]) -> Iterator[Part]
                 raise InputError(
                     f"{path}, line {number}: <doc> inside the <doc> of line {opened}; expected </doc> first"
                 )
-            if not (match := re.fullmatch(r'<doc\s(?:.*\s)?id="([^"]*)".*>', line)):
+            if not (match := re.fullmatch(r'<doc(?:\s[^<>]*)?\sid="([^"<>]*)"[^<>]*>', line)):
                 raise InputError(f'{path}, line {number}: {line[:80]!r}; expected <doc id="…"> alone on its line')
             identity, opened = match[1], number
         elif line == "</doc>":
@@ -334,14 +334,16 @@ def _open_tfds(name: str) -> tuple[Any, str, int]:
         else:
             builder = tfds.builder(title + (f":{match['version']}" if match["version"] else ""))
         splits, features = builder.info.splits, builder.info.features
+        if not splits:
+            raise InputError(f"source {name}: not prepared; expected download_and_prepare(file_format='array_record')")
         if split.split("[")[0] not in splits:
-            hint = did_you_mean(split, splits) if splits else " (is it prepared?)"
+            hint = did_you_mean(split, splits)
             raise InputError(f"source {name}: no split {split!r}{hint}; expected one of {sorted(splits)}")
         records = builder.as_data_source(split)
     except InputError:
         raise
     except Exception as error:  # TFDS raises a dozen kinds for a data set that is absent, unprepared or in tfrecord
-        reason = " ".join(str(error).split())[:300]
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise InputError(f"source {name}: {reason}; expected a prepared TFDS data set in array_record") from error
     texts = [key for key, feature in features.items() if isinstance(feature, tfds.features.Text)]
     if field is None:

@@ -21,8 +21,8 @@ class Inputs(NamedTuple):
       offsets: int32 [T, 2], first and one past the last character in the first or the second text; (0, 0) for specials.
       words: int32 [T], the word in the first or the second text, −1 for specials.
       text: index of the text, or pair, that the row comes from.
-      start: index of the row's first piece among the text's pieces (of a pair, the second text's); 0 but for later rows of
-        a text that was split.
+      start: index of the row's first piece among the text's pieces (of a pair, the second text's); not 0 for
+        the later rows of a text that was split.
     """
 
     input_ids: np.ndarray
@@ -47,7 +47,7 @@ def model_inputs(
 
     What is too long is an error unless one of two ways is asked for:
       "truncate" takes pieces off the end; of a pair one after the other off the longer, the second if they are
-        equal (google-research/bert create_pretraining_data.py, truncate_seq_pair, but always at the end).
+        equal (google-research/bert run_classifier.py, _truncate_seq_pair).
       "split" makes several rows; of a pair, the first text stands in each and the second is split.
 
     Args:
@@ -70,14 +70,21 @@ def model_inputs(
         raise InputError(f"max_length: found {max_length}, expected at least {least}, {around} of them special tokens")
     if on_too_long not in ("error", "truncate", "split"):
         raise InputError(f"on_too_long: found {on_too_long!r}, expected 'error', 'truncate' or 'split'")
-    if stride < 0 or (stride and on_too_long != "split"):
-        raise InputError(f"stride: found {stride}, expected 0, or more with on_too_long='split'")
+    if stride and on_too_long != "split":
+        raise InputError(f"stride: found {stride}, expected 0 unless on_too_long='split'")
+    if not 0 <= stride < max_length - around:
+        raise InputError(
+            f"stride: found {stride}, expected 0 to {max_length - around - 1}, less than a row has room for"
+        )
     if pairs is not None and len(pairs) != len(texts):
         raise InputError(f"pairs: found {len(pairs)}, expected one for each of the {len(texts)} texts")
 
     specials = tokenizer.specials
     firsts = tokenizer.encode_batch(texts)
-    seconds = [None] * len(firsts) if pairs is None else tokenizer.encode_batch(pairs)
+    try:
+        seconds = [None] * len(firsts) if pairs is None else tokenizer.encode_batch(pairs)
+    except InputError as error:
+        raise InputError(f"second {error}") from error
     rows: list[Inputs] = []
     for text, (first, second) in enumerate(zip(firsts, seconds, strict=True)):
         room = max_length - around
@@ -92,10 +99,15 @@ def model_inputs(
         elif on_too_long == "truncate":
             rows.append(_row(specials, *_truncated(first, second, room), text, start=0))
         elif second is None:
-            for start, part in _windows(first, room, stride, f"texts[{text}]"):
+            for start, part in _windows(first, room, stride):
                 rows.append(_row(specials, part, None, text, start))
+        elif len(first.ids) + stride >= room:
+            raise InputError(
+                f"texts[{text}]: found {len(first.ids)} pieces, expected less than {room - stride}, since max_length = "
+                f"{max_length} and stride = {stride} must leave room for the second text, the one that is split"
+            )
         else:
-            for start, part in _windows(second, room - len(first.ids), stride, f"pairs[{text}]"):
+            for start, part in _windows(second, room - len(first.ids), stride):
                 rows.append(_row(specials, first, part, text, start))
     return rows
 
@@ -114,11 +126,9 @@ def _truncated(first: Pieces, second: Pieces | None, room: int) -> tuple[Pieces,
     return _part(first, 0, a), _part(second, 0, b)
 
 
-def _windows(pieces: Pieces, room: int, stride: int, name: str) -> Iterator[tuple[int, Pieces]]:
+def _windows(pieces: Pieces, room: int, stride: int) -> Iterator[tuple[int, Pieces]]:
     """Parts of at most `room` pieces, each with its first piece's index; `stride` pieces are in two at a time."""
-    if room <= stride:
-        raise InputError(f"{name}: found room for {room} of its pieces in a row, expected more than stride = {stride}")
-    for start in range(0, max(len(pieces.ids) - stride, 1), room - stride):
+    for start in range(0, len(pieces.ids) - stride, room - stride):
         yield start, _part(pieces, start, start + room)
 
 

@@ -19,12 +19,12 @@ _SHIFTED_IDS = ("XLMRoberta", "Camembert", "MBart", "Barthez")
 def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     """Makes the tokenizer of a folder (Hugging Face's layout, or one that `save` wrote) or of a single file.
 
-    In a folder, or beside the file, `tokenizer_config.json` says how texts are normalised: Hugging Face's `do_lower_case`,
-    `strip_accents`, `tokenize_chinese_chars`, `keep_accents`, and `max_input_chars_per_word`. Where it does
-    not say, case is lowered if the vocabulary has no capital letter.
+    In a folder, or beside the file, `tokenizer_config.json` says how texts are normalised: Hugging Face's
+    `do_lower_case`, `strip_accents`, `tokenize_chinese_chars` and `keep_accents`, and the `max_input_chars_per_word`
+    that `save` writes. Where it does not say, case is lowered if the vocabulary has no capital letter.
 
     Raises:
-      InputError: there is no vocabulary of a supported kind or there are several, or the configuration cannot be followed.
+      InputError: there is no vocabulary of a supported kind, or several, or the configuration cannot be followed.
     """
     path = pathlib.Path(path)
     file = _vocabulary_file(path) if path.is_dir() else path
@@ -47,7 +47,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
         )
     else:
         raise InputError(f"{file}: found {'a' if file.exists() else 'no'} file of this name, expected {_SUPPORTED}")
-    config.check_specials(tokenizer)
+    config.check_tokens(tokenizer)
     return tokenizer
 
 
@@ -95,11 +95,25 @@ class _Config:
         if isinstance(name, str) and name.startswith(_SHIFTED_IDS):
             raise InputError(f"{self.path}, tokenizer_class: found {name}, whose ids differ from its .model file's")
 
-    def check_specials(self, tokenizer: WordPiece | SentencePiece) -> None:
-        """The configuration may not name another special token than the one the tokenizer found."""
+    def check_tokens(self, tokenizer: WordPiece | SentencePiece) -> None:
+        """The configuration may name no special token but the one the tokenizer found, and add none."""
         for key, spelling in tokenizer.special_names().items():
-            value = self.values.get(key, spelling)
-            # Hugging Face writes a token with options as an object.
-            name = value.get("content") if isinstance(value, dict) else value
+            name = _content(self.values.get(key, spelling))
             if name is not None and name != spelling:
                 raise InputError(f"{self.path}, {key}: found {name!r}, expected {spelling!r}")
+        added = self.values.get("added_tokens_decoder") or {}
+        if not isinstance(added, dict):
+            raise InputError(f"{self.path}, added_tokens_decoder: found {added!r:.40}, expected an object")
+        known = tokenizer.tokens(range(tokenizer.vocab_size))
+        for index, token in added.items():
+            name = _content(token)
+            if not index.isdecimal() or known[int(index) : int(index) + 1] != [name]:
+                raise InputError(
+                    f"{self.path}, added_tokens_decoder: found {name!r} as {index}, expected tokens of "
+                    f"{tokenizer.path.name} alone; added ones are not supported"
+                )
+
+
+def _content(token: object) -> object:
+    """The spelling of a token, which Hugging Face writes as a string or, with options, as an object."""
+    return token.get("content") if isinstance(token, dict) else token

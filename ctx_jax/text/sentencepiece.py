@@ -15,6 +15,12 @@ from ctx_jax.errors import InputError
 from ctx_jax.text.vocabulary import EncodedStrings, VocabularyTokenizer, has_capitals, read_file, write_config
 
 _SPACE = "▁"
+_SPECIALS = {  # the one for what is unknown is the model's own, whatever its name
+    "pad": ("[PAD]", "<pad>"),
+    "cls": ("[CLS]", "<cls>", "<s>"),
+    "sep": ("[SEP]", "<sep>", "</s>"),
+    "mask": ("[MASK]", "<mask>"),
+}
 
 
 class _Segment(NamedTuple):
@@ -33,17 +39,9 @@ class SentencePiece(VocabularyTokenizer):
     a `▁` alone belongs to the pieces after it. Offsets leave that white space out, so a `▁` alone has an empty span;
     pieces that share a character of the text (`1`, `⁄`, `2` of ½) all cover it.
 
-    Special tokens that are written in a text stay whole and are a word. In a list each word is encoded by itself, so each
-    begins with `▁`.
+    Special tokens that are written in a text stay whole and are a word. In a list each word is encoded by itself, so
+    that each begins with `▁`.
     """
-
-    special_spellings = {
-        "pad": ("[PAD]", "<pad>"),
-        "unk": ("[UNK]", "<unk>"),
-        "cls": ("[CLS]", "<cls>", "<s>"),
-        "sep": ("[SEP]", "<sep>", "</s>"),
-        "mask": ("[MASK]", "<mask>"),
-    }
 
     def __init__(self, path: str | pathlib.Path, *, lowercase: bool | None = None, strip_accents: bool | None = None):
         """Reads a model.
@@ -52,8 +50,8 @@ class SentencePiece(VocabularyTokenizer):
           path: the model, `spiece.model` or any other name.
           lowercase: lower the case of texts before the model sees them; None: yes if the model knows no
             capital letter and its own normalisation does not lower the case. ALBERT's models are of that kind.
-          strip_accents: decompose (NFKD) and take accents off before the model sees the text; None: as lowercase. ALBERT's
-            `tokenization.py` (preprocess_text) does both.
+          strip_accents: decompose (NFKD) and take accents off before the model sees the text; None: as lowercase.
+            google-research/albert `tokenization.py` (preprocess_text) does both.
 
         Raises:
           InputError: the file does not exist or is no SentencePiece model, or one with `▁` behind its words.
@@ -62,8 +60,8 @@ class SentencePiece(VocabularyTokenizer):
         self._proto = read_file(path, "a SentencePiece model")
         self._model = _model(path, self._proto)
         ids = list(range(len(self._model)))
-        super().__init__(path, self._model.id_to_piece(ids))
-        self.special_spellings = {**self.special_spellings, "unk": (self._tokens[self._model.unk_id()],)}
+        unk = self._model.id_to_piece(self._model.unk_id())
+        super().__init__(path, self._model.id_to_piece(ids), {**_SPECIALS, "unk": (unk,)})
         if self._model.normalize("a").endswith(_SPACE):
             raise InputError(f"{path}: found a model with {_SPACE} behind words, expected it before them")
         if lowercase is None:
@@ -177,7 +175,7 @@ class SentencePiece(VocabularyTokenizer):
         return folded, np.append(source, len(text))
 
     def save(self, folder: str | pathlib.Path) -> None:
-        """Writes `spiece.model` and `tokenizer_config.json`, with the names that Hugging Face's AlbertTokenizer reads."""
+        """Writes `spiece.model` and `tokenizer_config.json`, by the names of Hugging Face's AlbertTokenizer."""
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "spiece.model").write_bytes(self._proto)

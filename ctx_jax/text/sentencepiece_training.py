@@ -45,8 +45,8 @@ def train_sentencepiece(
       max_sentences: more than 100; bounds the memory, about 4 kB each at most.
 
     Raises:
-      InputError: an option is out of range, a text is no valid string, there is no text, or the vocabulary size does not
-        fit the texts.
+      InputError: an option is out of range, a text is no valid string, there is no text, or the vocabulary size does
+        not fit the texts.
     """
     if model_type not in ("unigram", "bpe"):
         raise InputError(f"model_type: found {model_type!r}, expected 'unigram' or 'bpe'")
@@ -118,7 +118,7 @@ def _cut(line: str) -> Iterator[str]:
     start = 0
     while start < len(line):
         part = line[start : start + _MAX_BYTES].encode()[:_MAX_BYTES].decode(errors="ignore")
-        if start + len(part) < len(line) and (last := re.search(r"\s\S*$", part)) and last.start() > 0:
+        if start + len(part) < len(line) and (last := re.search(r"\s\S*$", part)):
             part = part[: last.start() + 1]
         if not part.isspace():
             yield part

@@ -41,10 +41,10 @@ class Tokenizer(Protocol):
     specials: Specials
     vocab_size: int
     continues_word: np.ndarray
-    """bool [V]: does the piece continue the word before it? (`##ing` in BERT's vocabulary, no leading `▁` in SentencePiece's)."""
+    """bool [V]: the piece continues a word (`##ing` in BERT's vocabulary, no leading `▁` in SentencePiece's)."""
 
     def encode_batch(self, texts: Sequence[str | Sequence[str]]) -> list[Pieces]:
-        """Splits each text, a string or a list of words, into pieces. Special tokens written in a text are kept whole."""
+        """Splits each text, a string or a list of words, into pieces; special tokens written in it are kept whole."""
 
     def encode(self, text: str | Sequence[str]) -> Pieces:
         """Splits one text."""

@@ -34,16 +34,20 @@ class EncodedStrings(NamedTuple):
 class VocabularyTokenizer(abc.ABC):
     """The `Tokenizer` protocol but for `continues_word`, `save` and the splitting of plain strings."""
 
-    special_spellings: Mapping[str, tuple[str, ...]]
-    """For each field of `Specials` the names that the token goes by; the first that the vocabulary has counts."""
-
     continues_word: np.ndarray
 
-    def __init__(self, path: pathlib.Path, tokens: Sequence[str]):
-        """Args: path, the vocabulary's file, for messages; tokens, the pieces in the order of their ids."""
+    def __init__(self, path: pathlib.Path, tokens: Sequence[str], spellings: Mapping[str, tuple[str, ...]]):
+        """Keeps the vocabulary.
+
+        Args:
+          path: its file, for messages.
+          tokens: the pieces in the order of their ids.
+          spellings: for each field of `Specials` the names that the token goes by; the first one found counts.
+        """
         self.path = path
         self._tokens = list(tokens)
         self._ids = {token: index for index, token in enumerate(self._tokens)}
+        self._spellings = spellings
 
     @property
     def vocab_size(self) -> int:
@@ -62,11 +66,11 @@ class VocabularyTokenizer(abc.ABC):
         return Specials(**{field: self._special_id(field) for field in Specials._fields})
 
     def _special_id(self, field: str) -> int:
-        spellings = self.special_spellings[field]
-        for spelling in spellings:
-            if spelling in self._ids:
-                return self._ids[spelling]
-        raise InputError(f"{self.path}: found no {field} token, expected a piece {' or '.join(spellings)}")
+        name = self.special_names().get(f"{field}_token")
+        if name is None:
+            expected = " or ".join(self._spellings[field])
+            raise InputError(f"{self.path}: found no {field} token, expected a piece {expected}")
+        return self._ids[name]
 
     def encode(self, text: str | Sequence[str]) -> Pieces:
         """Splits one text, a string or a list of words. Raises InputError where it is neither."""
@@ -112,12 +116,8 @@ class VocabularyTokenizer(abc.ABC):
 
     def special_names(self) -> dict[str, str]:
         """HF's `unk_token`, `cls_token` … for those special tokens that the vocabulary has."""
-        found = {}
-        for field in Specials._fields:
-            spelling = next((s for s in self.special_spellings[field] if s in self._ids), None)
-            if spelling is not None:
-                found[f"{field}_token"] = spelling
-        return found
+        found = {field: [s for s in self._spellings[field] if s in self._ids] for field in Specials._fields}
+        return {f"{field}_token": names[0] for field, names in found.items() if names}
 
 
 def read_file(path: pathlib.Path, kind: str) -> bytes:
@@ -154,7 +154,7 @@ def has_capitals(tokens: Iterable[str]) -> bool:
 
 
 def _flatten(texts: Sequence[str | Sequence[str]]) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
-    """All strings to split; for each its text, its index among the words given (−1: none given), its first character."""
+    """All strings to split; for each its text, its index among the words given (−1: no words), its first character."""
     if not _is_list(texts):
         raise InputError(f"texts: found {_described(texts)}, expected a list of texts (`encode` takes a single one)")
     strings: list[str] = []

@@ -9,6 +9,7 @@ import numpy as np
 import tokenizers
 
 from ctx_jax.errors import InputError
+from ctx_jax.text.tokenizer import Specials
 from ctx_jax.text.vocabulary import EncodedStrings, VocabularyTokenizer, has_capitals, read_file, write_config
 
 
@@ -21,14 +22,6 @@ class WordPiece(VocabularyTokenizer):
 
     In a list of words a word may still be split at punctuation; all its pieces belong to it.
     """
-
-    special_spellings = {
-        "pad": ("[PAD]",),
-        "unk": ("[UNK]",),
-        "cls": ("[CLS]",),
-        "sep": ("[SEP]",),
-        "mask": ("[MASK]",),
-    }
 
     def __init__(
         self,
@@ -53,7 +46,7 @@ class WordPiece(VocabularyTokenizer):
           InputError: there is no such file, it is empty or not UTF-8, a line is blank or repeated, [UNK] is missing.
         """
         path = pathlib.Path(path)
-        super().__init__(path, _read_vocabulary(path))
+        super().__init__(path, _read_vocabulary(path), {field: (f"[{field.upper()}]",) for field in Specials._fields})
         if max_word_length < 1:
             raise InputError(f"max_word_length: found {max_word_length}, expected at least 1")
         self._special_id("unk")

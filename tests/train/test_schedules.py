@@ -81,8 +81,9 @@ def test_published_curves(reference):
         settings = {"kind": kind, "total_steps": table["num_steps"], **settings}
         total, peak = settings.pop("total_steps"), table["base_lr"]
         exact = oracle(settings, steps, total, peak)
-        # The table is printed with three decimals at most, and its own test allows 0.01.
-        np.testing.assert_allclose(exact, case["lrs"], rtol=0, atol=5e-3)
+        # The table cuts the digits off rather than rounding them, most often after two decimals.
+        cut_off = exact - np.array(case["lrs"])
+        assert np.all((cut_off > -1e-9) & (cut_off < 0.01)), (kind, cut_off)
         schedule = Schedule(peak=peak, total_steps=total, **settings).build()
         np.testing.assert_allclose([schedule(s) for s in steps], exact, rtol=1e-6, atol=1e-6)
         with jax.enable_x64(True):

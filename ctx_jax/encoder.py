@@ -1,0 +1,281 @@
+"""Using a trained model: text in, vectors out."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ctx_jax.arrays import Representations
+from ctx_jax.checkpoint import load_newest_params, load_weights
+from ctx_jax.errors import InputError, did_you_mean
+from ctx_jax.models.bert import BertConfig, BertForPreTraining
+from ctx_jax.nn.parameters import Bound, Params
+from ctx_jax.text.inputs import Inputs, model_inputs
+from ctx_jax.text.load import load_tokenizer
+from ctx_jax.text.tokenizer import Tokenizer
+
+MODELS = {"bert": (BertConfig, BertForPreTraining)}
+"""By `model_type` of config.json."""
+
+Text = str | Sequence[str]
+
+
+class Candidate(NamedTuple):
+    """What may stand at a [MASK].
+
+    Attributes:
+      token: as the vocabulary spells it.
+      probability: of the token among all tokens.
+    """
+
+    token: str
+    probability: float
+
+
+class Encoder:
+    """A model with its weights and its tokenizer.
+
+    Attributes:
+      config: sizes.
+      tokenizer: None when the folder holds none; ids can still be encoded.
+      params: nested dict of arrays.
+    """
+
+    def __init__(self, config: BertConfig, params: Params, tokenizer: Tokenizer | None = None):
+        self.config = config
+        self.params = params
+        self.tokenizer = tokenizer
+        bound = Bound(lambda rngs: BertForPreTraining(config, rngs=rngs))
+
+        @partial(jax.jit, static_argnames="all_layers")
+        def forward(params: Params, input_ids: Array, token_types: Array, segments: Array, all_layers: bool):
+            encoder = bound(params).encoder
+            last, layers, mask, *_ = encoder(input_ids, token_types, segments, all_layers=all_layers)
+            return last.astype(jnp.float32), None if layers is None else layers.astype(jnp.float32), mask
+
+        @jax.jit
+        def predict(params: Params, input_ids: Array, segments: Array, at: Array):
+            model = bound(params)
+            vectors = model.encoder(input_ids, segment_ids=segments).last
+            return jax.nn.softmax(model.masked_lm_logits(vectors[0, at]))
+
+        self._forward, self._predict = forward, predict
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str]) -> Encoder:
+        """Loads a run directory: its final weights, or those of its newest good checkpoint.
+
+        Raises:
+          InputError: the folder, its config.json or its weights are missing or do not fit.
+        """
+        folder = pathlib.Path(path)
+        file = folder / "config.json"
+        if not file.is_file():
+            found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) if folder.is_dir() else "no folder"
+            raise InputError(f"{folder}: found {found or 'nothing'}, expected a run directory with config.json")
+        config, model = _read_config(file)
+        bound = Bound(lambda rngs: model(config, rngs=rngs))
+        if (folder / "weights").exists():
+            params = load_weights(folder / "weights", bound.shapes)
+        else:
+            params = load_newest_params(folder / "checkpoints", bound.shapes)
+        tokenizer = load_tokenizer(folder / "tokenizer") if (folder / "tokenizer").exists() else None
+        return cls(config, params, tokenizer)
+
+    def encode(
+        self,
+        texts: Text | Sequence[Text],
+        *,
+        all_layers: bool = True,
+        batch_size: int = 32,
+        on_too_long: Literal["error", "truncate", "split"] = "error",
+        stride: int = 0,
+    ) -> Representations:
+        """Vectors of texts.
+
+        Args:
+          texts: strings, or lists of words; a single string is a list of one.
+          all_layers: keep every layer; False keeps the last.
+          batch_size: texts at once.
+          on_too_long: a text longer than the model takes is an error, or is truncated, or split into several rows that
+            overlap by `stride` tokens.
+          stride: see above.
+
+        Returns:
+          float32 arrays on the host, as long as the longest row.
+
+        Raises:
+          InputError: a text is too long, or no text, or there is no tokenizer.
+        """
+        tokenizer = self._tokenizer()
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts:
+            raise InputError("texts: found none, expected at least one")
+        rows = model_inputs(
+            tokenizer, texts, max_length=self.config.max_position_embeddings, on_too_long=on_too_long, stride=stride
+        )
+        length = max(len(row.input_ids) for row in rows)
+        encoded = self._run(
+            _padded([row.input_ids for row in rows], length, tokenizer.specials.pad),
+            _padded([row.token_type_ids for row in rows], length, 0),
+            _padded([np.ones(len(row.input_ids), np.int32) for row in rows], length, 0),
+            all_layers,
+            batch_size,
+        )
+        word_ids = [_own_words(row) for row in rows]
+        counts = [
+            len(texts[row.text]) if not isinstance(texts[row.text], str) and row.start == 0 else int(ids.max()) + 1
+            for row, ids in zip(rows, word_ids, strict=True)
+        ]
+        return encoded._replace(
+            tokens=tuple(tuple(tokenizer.tokens(row.input_ids)) for row in rows),
+            word_ids=_padded(word_ids, length, -1),
+            num_words=tuple(counts),
+            texts=tuple(row.text for row in rows),
+        )
+
+    def encode_ids(
+        self,
+        input_ids: Int[Array, "B T"],
+        attention_mask: Int[Array, "B T"] | None = None,
+        token_type_ids: Int[Array, "B T"] | None = None,
+        *,
+        all_layers: bool = True,
+        batch_size: int = 32,
+    ) -> Representations:
+        """Vectors of rows of ids, special tokens included; 0 in `attention_mask` is padding.
+
+        Raises:
+          InputError: shapes differ, rows are too long, or an id is not in the vocabulary.
+        """
+        ids = np.asarray(input_ids)
+        if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or not ids.size:
+            raise InputError(f"input_ids: found {ids.dtype} {list(ids.shape)}, expected integers [B, T], not empty")
+        config = self.config
+        if ids.shape[1] > config.max_position_embeddings:
+            raise InputError(f"input_ids: rows of {ids.shape[1]}, the model takes {config.max_position_embeddings}")
+        mask = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask)
+        types = np.zeros_like(ids) if token_type_ids is None else np.asarray(token_type_ids)
+        for name, value, limit in (
+            ("input_ids", ids, config.vocab_size),
+            ("attention_mask", mask, 2),
+            ("token_type_ids", types, config.type_vocab_size),
+        ):
+            if value.shape != ids.shape:
+                raise InputError(f"{name}: found shape {list(value.shape)}, expected {list(ids.shape)}")
+            if value.min() < 0 or value.max() >= limit:
+                raise InputError(f"{name}: found {value.min()} to {value.max()}, expected 0 to {limit - 1}")
+        ids, types, mask = (x.astype(np.int32) for x in (ids, types, mask))
+        return self._run(ids, types, mask, all_layers, batch_size)
+
+    def fill_mask(self, text: str, *, top: int = 5) -> list[list[Candidate]]:
+        """The likeliest tokens for each [MASK] of a text, with their probabilities.
+
+        Raises:
+          InputError: the text has no mask token, or is too long.
+        """
+        tokenizer = self._tokenizer()
+        (row,) = model_inputs(tokenizer, [text], max_length=self.config.max_position_embeddings)
+        at = np.flatnonzero(row.input_ids == tokenizer.specials.mask)
+        if not len(at):
+            mask = tokenizer.tokens([tokenizer.specials.mask])[0]
+            raise InputError(f"text: found no {mask} in {text[:60]!r}, expected at least one")
+        length = self._bucket(len(row.input_ids))
+        ids = _padded([row.input_ids], length, tokenizer.specials.pad)
+        segments = _padded([np.ones(len(row.input_ids), np.int32)], length, 0)
+        result = []
+        for probabilities in np.asarray(self._predict(self.params, ids, segments, at)):
+            best = np.argsort(-probabilities, kind="stable")[:top]
+            names = tokenizer.tokens(best)
+            result.append([Candidate(name, float(probabilities[i])) for name, i in zip(names, best, strict=True)])
+        return result
+
+    def _tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise InputError("the folder holds no tokenizer: use encode_ids, or put the tokenizer's files into it")
+        return self.tokenizer
+
+    def _bucket(self, length: int) -> int:
+        """The length that is compiled for: a few, so that a new text seldom means a new compilation."""
+        bucket = 16
+        while bucket < length:
+            bucket *= 2
+        return min(bucket, self.config.max_position_embeddings)
+
+    def _run(
+        self, ids: np.ndarray, types: np.ndarray, segments: np.ndarray, all_layers: bool, batch_size: int
+    ) -> Representations:
+        count, length = ids.shape
+        depth, width = self.config.num_layers + 1, self.config.hidden_size
+        last = np.zeros((count, length, width), np.float32)
+        layers = np.zeros((depth, count, length, width), np.float32) if all_layers else None
+        for rows in _by_length(segments, batch_size):
+            longest = int(segments[rows].shape[1] - segments[rows][:, ::-1].argmax(1).min())
+            shape = (_power_of_two(len(rows), batch_size), self._bucket(longest))
+            padded = [_pad_to(x[rows, :longest], shape) for x in (ids, types, segments)]
+            found, all_found, _ = jax.device_get(self._forward(self.params, *padded, all_layers))
+            last[rows, :longest] = found[: len(rows), :longest]
+            if layers is not None:
+                layers[:, rows, :longest] = all_found[:, : len(rows), :longest]
+        return Representations(last, layers, segments > 0)
+
+
+def _by_length(segments: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """Rows of like length together."""
+    order = np.argsort(-segments.sum(1), kind="stable")
+    for begin in range(0, len(order), batch_size):
+        yield order[begin : begin + batch_size]
+
+
+def _power_of_two(count: int, most: int) -> int:
+    return min(1 << (count - 1).bit_length(), most)
+
+
+def _pad_to(x: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    return np.pad(x, ((0, shape[0] - x.shape[0]), (0, max(shape[1] - x.shape[1], 0))))
+
+
+def _padded(rows: Sequence[np.ndarray], length: int, fill: int) -> Int[np.ndarray, "B T"]:
+    result = np.full((len(rows), length), fill, np.int32)
+    for place, row in zip(result, rows, strict=True):
+        place[: len(row)] = row
+    return result
+
+
+def _own_words(row: Inputs) -> np.ndarray:
+    """Word indices of a row; in a later row of a split text counted from that row's first word."""
+    words = row.words
+    first = words[words >= 0].min() if row.start and (words >= 0).any() else 0
+    return np.where(words >= 0, words - first, -1)
+
+
+def _read_config(file: pathlib.Path) -> tuple[BertConfig, type[BertForPreTraining]]:
+    try:
+        record = json.loads(file.read_text())
+    except ValueError as error:
+        raise InputError(f"{file}: not JSON ({error})") from error
+    kind = record.get("model_type")
+    if kind not in MODELS or "model" not in record:
+        raise InputError(
+            f"{file}: model_type is {kind!r}, expected one of {', '.join(MODELS)} in a config.json written by ctx_jax"
+            + did_you_mean(str(kind), MODELS)
+        )
+    config, model = MODELS[kind]
+    try:
+        return config(**record["model"]), model
+    except TypeError as error:
+        raise InputError(f"{file}: model: {error}") from error
+
+
+def cosine(a: Float[np.ndarray, "*batch D"], b: Float[np.ndarray, "*batch D"]) -> Float[np.ndarray, "*batch"]:
+    """Cosine of the angle between vectors."""
+    return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))

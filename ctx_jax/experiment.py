@@ -1,0 +1,403 @@
+"""A whole pre-training run: what it consists of, and how it is put together."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pathlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+import ctx_jax
+from ctx_jax.checkpoint import Checkpoints, save_weights
+from ctx_jax.data.corpus import Corpus
+from ctx_jax.data.loader import Loader
+from ctx_jax.data.plan import RowsConfig, make_plan
+from ctx_jax.errors import InputError
+from ctx_jax.flops.devices import device_peak
+from ctx_jax.flops.transformer import TRAINING_FACTOR, bert_forward_flops
+from ctx_jax.models.bert import BertConfig, BertForPreTraining
+from ctx_jax.nn.parameters import Bound, count_parameters
+from ctx_jax.objectives.masking import Vocabulary
+from ctx_jax.objectives.mlm import MaskedLM, MaskedLMObjective, unigram_entropy
+from ctx_jax.sharding import MeshShape, make_mesh, put_batch, replicated, tree_shardings
+from ctx_jax.text.tokenizer import Tokenizer
+from ctx_jax.train.log import Log
+from ctx_jax.train.loop import LoopConfig, Progress, StopSignal, run
+from ctx_jax.train.optimizer import Optimizer
+from ctx_jax.train.step import init_state, make_eval_step, make_train_step
+
+logger = logging.getLogger("ctx_jax")
+
+CONFIG, LOG, COST, CHECKPOINTS, WEIGHTS, TOKENIZER = (
+    "config.json", "log.jsonl", "cost.json", "checkpoints", "weights", "tokenizer"
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Held-out evaluation: the same rows and the same masks every time."""
+
+    rows: int = 1024
+    """At most so many rows of the validation split, evenly spread over it."""
+    repeats: int = 1
+    """How often each row is masked anew."""
+    batch_size: int = 64
+    seed: int = 20181011
+    """Of the masks."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One reproducible pre-training run."""
+
+    data: str
+    """Folder of a tokenised corpus, as `ctx-jax data build` writes it."""
+    model: BertConfig
+    rows: RowsConfig = RowsConfig()
+    objective: MaskedLM = MaskedLM()
+    optimizer: Optimizer = Optimizer()
+    steps: int = 1000
+    batch_size: int = 64
+    """Rows of a step, over all devices and micro-batches."""
+    accumulate: int = 1
+    """Micro-batches a step is split into."""
+    loop: LoopConfig = LoopConfig()
+    evaluation: Evaluation = Evaluation()
+    mesh: MeshShape = MeshShape()
+    keep_checkpoints: int = 3
+    seed: int = 0
+    """Of parameters, masks and dropout; the order of the rows has its own in `rows`."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise InputError(f"Experiment.{name} is {getattr(self, name)}, expected at least 1")
+        if self.batch_size % self.accumulate:
+            raise InputError(
+                f"Experiment.batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}"
+            )
+        if self.rows.length > self.model.max_position_embeddings:
+            raise InputError(
+                f"Experiment.rows.length {self.rows.length} is more than model.max_position_embeddings"
+                f" {self.model.max_position_embeddings}"
+            )
+        if self.objective.next_sentence and (self.rows.kind != "pairs" or not self.model.pooler):
+            raise InputError("Experiment.objective.next_sentence needs rows.kind 'pairs' and model.pooler")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+      step: steps taken in all.
+      finished: False when a signal stopped it before its last step.
+      evaluation: held-out figures of the last state; empty when stopped.
+      cost: as in cost.json; empty when stopped.
+    """
+
+    step: int
+    finished: bool
+    evaluation: dict[str, float] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
+
+
+# A run goes on only with what it was begun with; the rest (steps, logging, mesh, …) may change between two starts.
+_FIXED = ("model", "rows", "objective", "seed")
+
+
+def pretrain(
+    experiment: Experiment,
+    workdir: str | os.PathLike[str],
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    show_progress: bool = True,
+) -> Outcome:
+    """Trains, or goes on with, the run in `workdir`, until its last step or a SIGTERM.
+
+    The directory is complete: config.json, tokenizer/, checkpoints/, weights/, log.jsonl and cost.json.
+
+    Args:
+      experiment: what to do.
+      workdir: the run directory; made if need be, gone on with if it holds this run.
+      devices: all of them by default.
+      show_progress: tell on the terminal what is done.
+
+    Raises:
+      InputError: the data are missing or do not fit, or `workdir` holds another run.
+      NonFiniteLoss: training diverged.
+    """
+    with StopSignal() as stop:
+        return _pretrain(experiment, pathlib.Path(workdir), make_mesh(experiment.mesh, devices), stop, show_progress)
+
+
+def _pretrain(
+    experiment: Experiment, workdir: pathlib.Path, mesh: jax.sharding.Mesh, stop: StopSignal, show_progress: bool
+) -> Outcome:
+    model, say = experiment.model, _speaker(show_progress)
+    corpus = Corpus(experiment.data, "train")
+    tokenizer = corpus.tokenizer
+    if model.vocab_size != tokenizer.vocab_size:
+        raise InputError(
+            f"model.vocab_size is {model.vocab_size}, but the vocabulary of {experiment.data} has {tokenizer.vocab_size}"
+        )
+    rows_at_once = experiment.accumulate * mesh.shape["data"] * mesh.shape["fsdp"]
+    if experiment.batch_size % rows_at_once or experiment.evaluation.batch_size % rows_at_once:
+        raise InputError(
+            f"batch sizes {experiment.batch_size} (training) and {experiment.evaluation.batch_size} (evaluation) must be"
+            f" multiples of {rows_at_once}: micro-batches × devices that hold rows"
+        )
+    _claim(workdir, experiment, corpus, tokenizer)
+
+    loader = _loader(corpus, experiment.rows, "rows", show_progress)
+    held_out = _loader(Corpus(experiment.data, "validation"), experiment.rows, "held-out rows", show_progress)
+    objective = MaskedLMObjective(
+        experiment.objective,
+        vocabulary_of(tokenizer),
+        length=experiment.rows.length,
+        examples_per_row=experiment.rows.examples_per_row,
+    )
+    bound = Bound(lambda rngs: BertForPreTraining(model, rngs=rngs))
+    schedule, transform = experiment.optimizer.schedule.build(), experiment.optimizer.build()
+
+    init = lambda key: init_state(bound, transform, key)  # noqa: E731
+    init_key = jax.random.key(experiment.seed, impl="threefry2x32")
+    shapes = jax.eval_shape(init, init_key)
+    shardings = tree_shardings(shapes, mesh)
+    say(
+        f"{count_parameters(bound.shapes):,} parameters; {loader.num_rows:,} rows of {experiment.rows.length}"
+        f" an epoch, {held_out.num_rows:,} held out; {mesh.size} {jax.devices()[0].device_kind} device(s)"
+    )
+
+    with (
+        jax.set_mesh(mesh),
+        Checkpoints(workdir / CHECKPOINTS, keep_last=experiment.keep_checkpoints) as checkpoints,
+    ):
+        like = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings
+        )
+        restored = checkpoints.restore(like)
+        if restored is None:
+            state, progress = jax.jit(init, out_shardings=shardings)(init_key), Progress()
+        else:
+            state, progress = restored.state, Progress(**restored.metadata["progress"])
+            say(f"resuming from step {progress.step}")
+        log = Log(workdir / LOG, resume_step=progress.step, write=jax.process_index() == 0)
+
+        begin = time.perf_counter()
+        batches = _device_batches(loader, experiment, progress.position, mesh)
+        first = next(batches)
+        step = jax.jit(
+            make_train_step(
+                bound,
+                objective,
+                transform,
+                mask_seed=experiment.seed,
+                dropout_seed=experiment.seed + 1,
+                accumulate=experiment.accumulate,
+            ),
+            donate_argnums=0,
+            out_shardings=(shardings, replicated(mesh)),
+        )
+        compiled = step.lower(state, first, objective.arguments).compile()
+        say(f"compiled in {time.perf_counter() - begin:.1f} s")
+        evaluate = _evaluator(bound, objective, held_out, experiment.evaluation, mesh)
+
+        flops = step_flops(experiment, objective.slots)
+        peak = _peak(model.dtype, mesh)
+
+        def extras(number: int, seconds: float, steps: int) -> dict[str, float]:
+            values = {"learning_rate": float(schedule(number - 1)), "seconds_per_step": seconds / steps}
+            return values if peak is None else values | {"share_of_peak": flops * steps / seconds / peak}
+
+        def chain() -> Iterator[Any]:
+            yield first
+            yield from batches
+
+        state = run(
+            lambda state, batch: compiled(state, batch, objective.arguments),
+            state,
+            chain(),
+            progress,
+            steps=experiment.steps,
+            batch_size=experiment.batch_size,
+            config=experiment.loop,
+            means=objective.means,
+            extras=extras,
+            evaluate=evaluate,
+            checkpoints=checkpoints,
+            metadata={"data": corpus.fingerprint},
+            log=log,
+            show_progress=show_progress,
+            stop=stop,
+        )
+        if progress.step < experiment.steps:
+            say(f"{stop.name}: saved step {progress.step}; the same command goes on from there")
+            log.close()
+            return Outcome(progress.step, False)
+        evaluation = evaluate(state.params)
+        log(progress.step, "evaluation", evaluation)
+        log.close()
+        save_weights(workdir / WEIGHTS, state.params, {"step": progress.step})
+    cost = cost_card(experiment, progress, flops, peak, mesh)
+    _write_json(workdir / COST, cost | {"evaluation": evaluation})
+    return Outcome(progress.step, True, evaluation, cost)
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+    """What masking must know of a tokenizer."""
+    specials = tokenizer.specials
+    return Vocabulary(tokenizer.vocab_size, specials.mask, tuple(sorted(set(specials))), tokenizer.continues_word)
+
+
+def step_flops(experiment: Experiment, slots: int) -> int:
+    """FLOPs of the matrix products of one step, forward and backward."""
+    row = bert_forward_flops(
+        experiment.model,
+        experiment.rows.length,
+        predictions=slots,
+        examples=experiment.rows.examples_per_row if experiment.objective.next_sentence else 0,
+        next_sentence=experiment.objective.next_sentence,
+    )
+    return TRAINING_FACTOR * experiment.batch_size * sum(row.values())
+
+
+def cost_card(
+    experiment: Experiment, progress: Progress, flops: int, peak: float | None, mesh: jax.sharding.Mesh
+) -> dict[str, Any]:
+    """What a run cost: tokens, FLOPs, device-hours, share of peak."""
+    hours = progress.seconds / 3600
+    total = flops * progress.step
+    return {
+        "steps": progress.step,
+        "rows": progress.position,
+        "tokens": int(progress.tokens),
+        "padding_share": 1 - progress.tokens / (progress.position * experiment.rows.length),
+        "matrix_flops": total,
+        "matrix_flops_per_step": flops,
+        "hours": hours,
+        "devices": mesh.size,
+        "device_kind": jax.devices()[0].device_kind,
+        "device_hours": hours * mesh.size,
+        "tokens_per_s": progress.tokens / max(progress.seconds, 1e-9),
+        "peak_flops_per_s": peak,
+        "share_of_peak": None if peak is None else total / max(progress.seconds, 1e-9) / peak,
+    }
+
+
+def _speaker(show: bool) -> Any:
+    def say(text: str) -> None:
+        if show and jax.process_index() == 0:
+            tqdm.write(text)
+
+    return say
+
+
+def _loader(corpus: Corpus, config: RowsConfig, what: str, show: bool) -> Loader:
+    bar = lambda documents: tqdm(documents, desc=f"planning {what}", unit="doc", disable=not show, leave=False)  # noqa: E731
+    return Loader(corpus, config, make_plan(corpus.sentence_offsets, corpus.document_offsets, config, progress=bar))
+
+
+def _device_batches(loader: Loader, experiment: Experiment, position: int, mesh: jax.sharding.Mesh) -> Iterator[Any]:
+    for batch in loader.batches(
+        experiment.batch_size, start=position, host=jax.process_index(), num_hosts=jax.process_count()
+    ):
+        yield put_batch(batch, mesh)
+
+
+def _evaluator(
+    bound: Bound, objective: MaskedLMObjective, held_out: Loader, config: Evaluation, mesh: jax.sharding.Mesh
+) -> Any:
+    """A function from parameters to held-out figures."""
+    step = jax.jit(make_eval_step(bound, objective), out_shardings=replicated(mesh))
+
+    def evaluate(params: Any) -> dict[str, float]:
+        sums: dict[str, float] = {}
+        counts = np.zeros(objective.vocabulary.size)
+        for batch in held_out.in_order(config.batch_size, limit=config.rows):
+            batch = put_batch(_local(batch), mesh)
+            for repeat in range(config.repeats):
+                found, targets = jax.device_get(
+                    step(params, batch, jnp.int32(config.seed + repeat), objective.arguments)
+                )
+                sums = {name: sums.get(name, 0.0) + float(value) for name, value in found.items()}
+                counts += targets
+        return objective.means(sums) | {"unigram_entropy": unigram_entropy(counts), "predictions": sums["mlm_weight"]}
+
+    return evaluate
+
+
+def _local(batch: Any) -> Any:
+    """This process's part of a batch that every process has made."""
+    count, index = jax.process_count(), jax.process_index()
+    return jax.tree.map(lambda x: x[index * len(x) // count : (index + 1) * len(x) // count], batch)
+
+
+def _peak(dtype: str, mesh: jax.sharding.Mesh) -> float | None:
+    device = mesh.devices.flat[0]
+    peak = device_peak(device)
+    if peak is None:
+        return None
+    # Host devices share one processor, whose peak was measured as a whole.
+    return peak.flops_per_s(dtype) * (1 if device.platform == "cpu" else mesh.size)
+
+
+def _claim(workdir: pathlib.Path, experiment: Experiment, corpus: Corpus, tokenizer: Tokenizer) -> None:
+    """Makes the run directory, or checks that it belongs to this run."""
+    record = {
+        "format": 1,
+        "ctx_jax": ctx_jax.__version__,
+        "model_type": "bert",
+        "model": asdict(experiment.model),
+        "data": corpus.fingerprint,
+        "experiment": json.loads(json.dumps(asdict(experiment))),
+    }
+    path = workdir / CONFIG
+    if path.exists():
+        before = _read_json(path)
+        if before.get("data") != record["data"]:
+            raise InputError(f"{path}: the run was begun with other data; choose another --workdir")
+        for name in _FIXED:
+            differing = _difference(before["experiment"].get(name), record["experiment"][name], name)
+            if differing:
+                raise InputError(f"{path}: the run was begun with {differing}; choose another --workdir")
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not (workdir / TOKENIZER).exists():
+            tokenizer.save(workdir / TOKENIZER)
+        _write_json(path, record)
+
+
+def _difference(before: Any, now: Any, name: str) -> str:
+    """The first field that differs, `name = before, not now`; nothing when all are equal."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in now:
+            found = _difference(before.get(key), now[key], f"{name}.{key}")
+            if found:
+                return found
+        return ""
+    return "" if before == now else f"{name} = {before!r}, not {now!r}"
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+
+
+def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
