@@ -95,7 +95,7 @@ class Checkpoints:
 
         Args:
           step: after the steps in the folder, or at least the one restored or saved last.
-          state: pytree of jax.Array, sharded or not; typed PRNG keys may be among them.
+          state: pytree of jax.Array, sharded or not; of PRNG keys their numbers (jax.random.key_data).
           metadata: anything that JSON can hold.
           wait: return only when everything is on disk.
 
@@ -122,8 +122,7 @@ class Checkpoints:
                     log.warning("%s: removed, the run goes on from step %d", self._path(other), first)
                     manager.delete(other)
             replaced = self._set_aside(step) if step in existing else None
-            arrays = {name: _plain(leaf) for name, leaf in leaves.items()}
-            items = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), about=ocp.args.JsonSave(about))
+            items = ocp.args.Composite(state=ocp.args.PyTreeSave(leaves), about=ocp.args.JsonSave(about))
             manager.save(step, args=items, force=True)
             self._current = step
             if wait or replaced is not None:
@@ -180,11 +179,7 @@ class Checkpoints:
         Raises:
           InputError: there is no such step, or it is damaged.
         """
-        self._require(step, self.steps())
-        try:
-            return _read_about(self._path(step))["metadata"]
-        except _DamagedError as damage:
-            raise InputError(f"{self._path(step)}: damaged: {damage}") from damage
+        return self._about(step)["metadata"]
 
     def wait(self) -> None:
         """Returns when nothing is being written any more.
@@ -217,6 +212,13 @@ class Checkpoints:
         if step not in existing:
             expected = f"one of {', '.join(map(str, existing))}" if existing else "a folder with checkpoints"
             raise InputError(f"{self.folder}: no step {step}, expected {expected}")
+
+    def _about(self, step: int) -> dict[str, Any]:
+        self._require(step, self.steps())
+        try:
+            return _read_about(self._path(step))
+        except _DamagedError as damage:
+            raise InputError(f"{self._path(step)}: damaged: {damage}") from damage
 
     def _holds(self, step: int, about: dict[str, Any]) -> bool:
         try:
@@ -254,7 +256,7 @@ class Checkpoints:
         except Exception as error:
             # Orbax counts a failed step among those to keep: start afresh from what is on disk.
             self._drop()
-            raise OSError(f"{self.folder}: step {step} was not written: {error}") from error
+            raise OSError(f"{self.folder}: step {step} was not written: {_brief(error)}") from error
 
     def _drop(self) -> None:
         manager, self._manager = self._manager, None
@@ -278,7 +280,10 @@ def save_weights(folder: str | os.PathLike[str], params: dict[str, Any], metadat
     checkpoints = Checkpoints(folder, keep_last=1, asynchronous=False)
     if existing := checkpoints.steps():
         raise InputError(f"{checkpoints.folder}: holds step {existing[-1]} already, expected a new folder")
-    _require_nested_dict(params)
+    for path, _ in jax.tree_util.tree_leaves_with_path(params):  # else `like` would be needed to load them
+        keys = [getattr(key, "key", key) for key in path]
+        if not keys or not all(isinstance(key, str) and key and "/" not in key for key in keys):
+            raise InputError(f"params: found a leaf under {keys}, expected a nested dict, and keys without '/'")
     with checkpoints:
         checkpoints.save(0, params, metadata)
 
@@ -294,14 +299,9 @@ def load_weights(folder: str | os.PathLike[str], like: Any = None) -> tuple[Any,
       InputError: there are none, they are damaged, or `like` does not fit.
     """
     checkpoints = Checkpoints(folder)
-    checkpoints._require(0, checkpoints.steps())
     if like is None:
-        try:
-            leaves = _read_about(checkpoints._path(0))["leaves"]
-        except _DamagedError as damage:
-            raise InputError(f"{checkpoints._path(0)}: damaged: {damage}") from damage
         like = {}
-        for name, leaf in leaves.items():
+        for name, leaf in checkpoints._about(0)["leaves"].items():
             *parents, last = name.split("/")
             inner = like
             for parent in parents:
@@ -349,19 +349,20 @@ def _leaves(tree: Any) -> dict[str, Any]:
             raise InputError(f"leaf {name}: found two of this path, expected one")
         if not isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
             raise InputError(f"leaf {name}: found {type(leaf).__name__}, expected a jax.Array")
-        if not _is_key(leaf) and leaf.dtype.name not in _DTYPES:
-            raise InputError(f"leaf {name}: found {leaf.dtype}, expected one of {', '.join(sorted(_DTYPES))} or a key")
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise InputError(f"leaf {name}: found a PRNG key, expected its numbers (jax.random.key_data)")
+        if leaf.dtype.name not in _DTYPES:
+            raise InputError(f"leaf {name}: found {leaf.dtype}, expected one of {', '.join(sorted(_DTYPES))}")
+        if 0 in leaf.shape:
+            raise InputError(f"leaf {name}: found shape {leaf.shape}, expected at least one value")
         leaves[name] = leaf
     return leaves
 
 
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _plain(leaf: jax.Array) -> jax.Array:
-    """The numbers of a typed PRNG key; other arrays as they are."""
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+def _brief(error: Exception | None) -> str:
+    """One line of an error: TensorStore's run over pages, with the cause at the end."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text if len(text) <= 400 else f'{text[:200]} … {text[-200:]}'}"
 
 
 def _kind(leaf: Any) -> dict[str, Any]:
@@ -369,7 +370,7 @@ def _kind(leaf: Any) -> dict[str, Any]:
 
 
 def _describe(leaves: dict[str, jax.Array], metadata: dict[str, Any]) -> dict[str, Any]:
-    checksums = jax.device_get({name: _checksum(_plain(leaf)) for name, leaf in leaves.items()})
+    checksums = jax.device_get({name: _checksum(leaf) for name, leaf in leaves.items()})
     described = {name: {**_kind(leaf), "checksum": int(checksums[name])} for name, leaf in leaves.items()}
     try:
         text = json.dumps({"format": _FORMAT, "metadata": metadata, "leaves": described})
@@ -389,7 +390,7 @@ def _read_about(path: epath.Path) -> dict[str, Any]:
         about = json.loads((path / "about" / "metadata").read_text())
         content, crc32 = about["content"], about["crc32"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _DamagedError(f"about/metadata: {error!r}") from error
+        raise _DamagedError(f"about/metadata: {_brief(error)}") from error
     if crc32 != _crc32(content):
         raise _DamagedError("about/metadata: the checksum does not match")
     if content["format"] != _FORMAT:
@@ -404,11 +405,10 @@ def _read_arrays(path: epath.Path, about: dict[str, Any], like: Any) -> Any:
     wanted = _leaves(like)
     _require_fit(path, about["leaves"], wanted)
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    targets = {}
-    for name, leaf in wanted.items():
-        numbers = jax.eval_shape(_plain, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
-        sharding = leaf.sharding or first
-        targets[name] = jax.ShapeDtypeStruct(numbers.shape, numbers.dtype, sharding=sharding)
+    targets = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or first)
+        for name, leaf in wanted.items()
+    }
     arguments = ocp.args.PyTreeRestore(targets, ocp.checkpoint_utils.construct_restore_args(targets))
     damage = None
     try:
@@ -419,16 +419,12 @@ def _read_arrays(path: epath.Path, about: dict[str, Any], like: Any) -> Any:
     except Exception as error:
         damage = error
     if not _everywhere(damage is None):
-        raise _DamagedError(f"state: {damage!r}") from damage
+        raise _DamagedError(f"state: {_brief(damage)}") from damage
     checksums = jax.device_get({name: _checksum(array) for name, array in arrays.items()})
     for name, leaf in about["leaves"].items():
         if leaf["checksum"] != checksums[name]:
             raise _DamagedError(f"leaf {name}: the checksum does not match")
-    leaves = [
-        jax.random.wrap_key_data(arrays[name], impl=jax.random.key_impl(leaf)) if _is_key(leaf) else arrays[name]
-        for name, leaf in wanted.items()
-    ]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
 
 
 def _require_fit(path: epath.Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -443,33 +439,23 @@ def _require_fit(path: epath.Path, saved: dict[str, Any], wanted: dict[str, Any]
             raise InputError(f"{path}: leaf {name}: found{did_you_mean(name, wanted)}, expected no such leaf")
 
 
-def _require_nested_dict(params: Any, path: str = "params") -> None:
-    """Only such trees can be restored without being told their structure."""
-    if isinstance(params, dict):
-        for key, value in params.items():
-            if not isinstance(key, str) or "/" in key or not key:
-                raise InputError(f"{path}: found the key {key!r}, expected a name without '/'")
-            _require_nested_dict(value, f"{path}/{key}")
-    elif not isinstance(params, jax.Array):
-        raise InputError(f"{path}: found {type(params).__name__}, expected a nested dict of jax.Array")
-
-
 @jax.jit
 def _checksum(x: jax.Array) -> jax.Array:
-    """Σ words · odd(position) modulo 2³²: a uint32 that does not depend on how the array is sharded.
+    """A uint32 of the array's bits that does not depend on how the array is sharded.
 
-    Additions modulo 2³² commute, so each device sums its part. A change within one word is always noticed (an odd
-    factor has an inverse); other changes go unnoticed once in some 2³² cases. One pass over the array, nothing stored.
+    Each axis in turn is summed modulo 2³², which each device can do for its part, after every word was multiplied by
+    an odd number of its position and mixed (the finalizer of MurmurHash3). Both can be undone, so a change within one
+    word never goes unnoticed; others do once in some 2³² cases. Without the mixing two flipped signs would cancel.
     """
     if x.dtype == jnp.bool_:
         words = x.astype(jnp.uint32)
     else:
         unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
         words = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
-    position, stride = jnp.zeros(words.shape, jnp.uint32), 1
     for axis in reversed(range(words.ndim)):
-        position += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * np.uint32(stride % 2**32)
-        stride *= words.shape[axis]
-    scattered = position * np.uint32(0x9E3779B1)
-    factor = (scattered ^ (scattered >> np.uint32(15))) | np.uint32(1)
-    return jnp.sum(words * factor, dtype=jnp.uint32)
+        position = jax.lax.broadcasted_iota(jnp.uint32, (1,) * axis + words.shape[-1:], axis) + np.uint32(axis + 1)
+        words *= (position * np.uint32(0x9E3779B1)) | np.uint32(1)
+        words = (words ^ (words >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+        words = (words ^ (words >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+        words = jnp.sum(words ^ (words >> np.uint32(16)), axis=-1, dtype=jnp.uint32)
+    return words

@@ -1,7 +1,5 @@
 """The command `ctx-jax`. Exit codes: 0 done (or stopped by SIGTERM and saved), 1 failed, 2 bad input."""
 
-from __future__ import annotations
-
 import ctypes
 import importlib.util
 import json
@@ -14,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
+from tyro.conf import Positional, arg
 
 import ctx_jax
 from ctx_jax.errors import InputError, did_you_mean
@@ -229,7 +227,7 @@ def pretrain(argv: Sequence[str]) -> int:
         """A Python file that defines `config`, an Experiment."""
         workdir: pathlib.Path
         """The run directory."""
-        experiment: OmitArgPrefixes[Experiment] = field(default_factory=lambda: default)
+        experiment: Annotated[Experiment, arg(name="")] = field(default_factory=lambda: default)
 
     command = tyro.cli(Pretrain, prog="ctx-jax pretrain", args=list(argv))
     outcome = run(command.experiment, command.workdir)

@@ -8,7 +8,7 @@ import os
 import pathlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import jax
@@ -65,6 +65,7 @@ class Experiment:
     rows: RowsConfig = RowsConfig()
     objective: MaskedLM = MaskedLM()
     optimizer: Optimizer = Optimizer()
+    """A schedule whose `total_steps` is left open runs over `steps`."""
     steps: int = 1000
     batch_size: int = 64
     """Rows of a step, over all devices and micro-batches."""
@@ -167,7 +168,8 @@ def _pretrain(
         examples_per_row=experiment.rows.examples_per_row,
     )
     bound = Bound(lambda rngs: BertForPreTraining(model, rngs=rngs))
-    schedule, transform = experiment.optimizer.schedule.build(), experiment.optimizer.build()
+    optimizer = replace(experiment.optimizer, schedule=experiment.optimizer.schedule.over(experiment.steps))
+    schedule, transform = optimizer.schedule.build(), optimizer.build()
 
     init = lambda key: init_state(bound, transform, key)  # noqa: E731
     init_key = jax.random.key(experiment.seed, impl="threefry2x32")

@@ -35,7 +35,6 @@ from ctx_jax.text.tokenizer import Tokenizer
 _TASK_CHARACTERS = 1 << 18
 _TASKS_PER_WORKER = 4
 
-
 Counts = dict[str, SplitCounts]
 
 

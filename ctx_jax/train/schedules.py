@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ class Schedule:
       kind: one of `KINDS`.
       peak: highest learning rate.
       warmup_steps: steps of the warm-up; the first step of all is taken at 0.
-      total_steps: updates of the run; the constant kinds do not look at it.
+      total_steps: updates of the run; None until `over` says how many. The constant kinds do not look at it.
       end: last learning rate, of `linear` and `polynomial`.
       power: exponent, of `polynomial`.
       cycles: waves, of `cosine` (by default 0.5, one way down) and `cosine_hard_restarts` (by default 1).
@@ -49,7 +50,7 @@ class Schedule:
     kind: str = "linear"
     peak: float = 1e-4
     warmup_steps: int = 0
-    total_steps: int = 1_000_000
+    total_steps: int | None = None
     end: float = 0.0
     power: float = 1.0
     cycles: float | None = None
@@ -65,9 +66,9 @@ class Schedule:
                 raise InputError(f"Schedule.{name}: {value}, expected a finite number of at least 0")
         if self.warmup_steps < 0:
             raise InputError(f"Schedule.warmup_steps: {self.warmup_steps}, expected at least 0")
-        if self.total_steps < 1:
+        if self.total_steps is not None and self.total_steps < 1:
             raise InputError(f"Schedule.total_steps: {self.total_steps}, expected at least 1")
-        if self.warmup_steps > self.total_steps:
+        if self.total_steps is not None and self.warmup_steps > self.total_steps:
             raise InputError(
                 f"Schedule.warmup_steps: {self.warmup_steps}, expected at most total_steps = {self.total_steps}"
             )
@@ -85,8 +86,20 @@ class Schedule:
             used = " and ".join(kinds)
             raise InputError(f"Schedule.{name}: {getattr(self, name)} with kind {self.kind!r}; only {used} use it")
 
+    def over(self, steps: int) -> Schedule:
+        """The same curve over a run of so many steps, where `total_steps` was left open."""
+        return self if self.total_steps is not None else dataclasses.replace(self, total_steps=steps)
+
     def build(self) -> optax.Schedule:
-        """The curve as a function: step (int, or integer array) → learning rate (float32; float64 under x64)."""
+        """The curve as a function: step (int, or integer array) → learning rate (float32; float64 under x64).
+
+        Raises:
+          InputError: `total_steps` was left open and the kind needs it.
+        """
+        if self.total_steps is None:
+            if not self.kind.startswith("constant"):
+                raise InputError(f"Schedule.total_steps: None, expected a number of steps with kind {self.kind!r}")
+            return self.over(max(1, self.warmup_steps)).build()
 
         def schedule(step: jax.typing.ArrayLike) -> jax.Array:
             step = jnp.clip(jnp.asarray(step, jnp.int32), 0, self.total_steps)

@@ -289,6 +289,11 @@ def test_holdout_is_stable_under_reordering(tmp_path):
             held(amount, "a")
 
 
+def test_holdout_is_the_same_in_every_process():
+    held = choose_holdout([], 0.5)
+    assert [i for i in range(12) if f"document {i}" in held] == [0, 1, 2, 6, 7, 9, 11]
+
+
 @pytest.mark.parametrize("suffix", list(COMPRESS))
 def test_memory_is_flat(tmp_path, suffix, monkeypatch):
     monkeypatch.setattr(sources_lib, "PART_CHARACTERS", 1 << 16)
