@@ -27,9 +27,9 @@ config = Experiment(
     ),
     rows=RowsConfig(length=128, examples_per_row=4),
     objective=MaskedLM(),
-    optimizer=Optimizer(kind="adamw", schedule=Schedule(kind="linear", peak=2e-3, warmup_steps=40)),
-    steps=400,
-    batch_size=32,
-    loop=LoopConfig(log_every=10, evaluate_every=200, checkpoint_every=200),
+    optimizer=Optimizer(kind="adamw", schedule=Schedule(kind="linear", peak=1.5e-3, warmup_steps=100)),
+    steps=1200,
+    batch_size=16,
+    loop=LoopConfig(log_every=20, evaluate_every=400, checkpoint_every=400),
     evaluation=Evaluation(rows=256, repeats=4, batch_size=32),
 )

@@ -12,9 +12,13 @@ On disk a step is `<folder>/<step>/state`, Orbax's own format, and `<folder>/<st
 from __future__ import annotations
 
 import contextlib
+import gc
+import inspect
 import json
 import logging
 import os
+import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -222,7 +226,7 @@ class Checkpoints:
 
     def _holds(self, step: int, about: dict[str, Any]) -> bool:
         try:
-            return _read_about(self._path(step)) == about["content"]
+            return _crc32(_read_about(self._path(step))) == about["crc32"]
         except _DamagedError:
             return False
 
@@ -230,9 +234,7 @@ class Checkpoints:
         if self._manager is None:
             import orbax.checkpoint as ocp
 
-            for aside in self.folder.glob(f"*{_ASIDE}"):  # from a process that was killed while it replaced a step
-                path = self.folder / aside.stem
-                _on_one_host(aside.rmtree if path.exists() else lambda: aside.rename(path))  # noqa: B023
+            _on_one_host(self._put_back)
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.LatestN(self._keep_last),
                 cleanup_tmp_directories=True,
@@ -241,6 +243,15 @@ class Checkpoints:
             )
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         return self._manager
+
+    def _put_back(self) -> None:
+        """Clears up after a process that was killed while it replaced a step."""
+        for aside in self.folder.glob(f"*{_ASIDE}"):
+            path = self.folder / aside.stem
+            if path.exists():
+                aside.rmtree()
+            else:
+                aside.rename(path)
 
     def _set_aside(self, step: int) -> epath.Path:
         """Renames a step that is about to be replaced: until the new one is complete it goes on counting."""
@@ -359,10 +370,40 @@ def _leaves(tree: Any) -> dict[str, Any]:
     return leaves
 
 
-def _brief(error: Exception | None) -> str:
+def _cause(error: BaseException) -> BaseException:
+    return _cause(error.__cause__) if error.__cause__ else error
+
+
+def _brief(error: BaseException) -> str:
     """One line of an error: TensorStore's run over pages, with the cause at the end."""
+    error = _cause(error)
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text if len(text) <= 400 else f'{text[:200]} … {text[-200:]}'}"
+
+
+@contextlib.contextmanager
+def _without_aftermath() -> Iterator[None]:
+    """Keeps what a failed read throws afterwards off the terminal: pages of "Exception ignored in …".
+
+    Where one array cannot be read, Orbax closes the event loop over the reads of the others. Their coroutines catch
+    even that (serialization.py, `_read_array_index_and_device_put`: `except BaseException`) and raise when they are
+    finalized, and TensorStore's threads call back into the closed loop.
+    """
+    hook = sys.unraisablehook
+
+    def drop(unraisable: Any) -> None:
+        if not inspect.iscoroutine(unraisable.object) and str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = drop
+    try:
+        yield
+    except _DamagedError:
+        gc.collect()
+        time.sleep(0.1)  # for the reads that are still on their way
+        raise
+    finally:
+        sys.unraisablehook = hook
 
 
 def _kind(leaf: Any) -> dict[str, Any]:
@@ -389,6 +430,8 @@ def _read_about(path: epath.Path) -> dict[str, Any]:
     try:
         about = json.loads((path / "about" / "metadata").read_text())
         content, crc32 = about["content"], about["crc32"]
+    except PermissionError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _DamagedError(f"about/metadata: {_brief(error)}") from error
     if crc32 != _crc32(content):
@@ -410,16 +453,17 @@ def _read_arrays(path: epath.Path, about: dict[str, Any], like: Any) -> Any:
         for name, leaf in wanted.items()
     }
     arguments = ocp.args.PyTreeRestore(targets, ocp.checkpoint_utils.construct_restore_args(targets))
-    damage = None
-    try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            arrays = reader.restore(path / "state", args=arguments)
-    except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
-        raise  # says nothing about the files
-    except Exception as error:
-        damage = error
-    if not _everywhere(damage is None):
-        raise _DamagedError(f"state: {_brief(damage)}") from damage
+    damage = ""
+    with _without_aftermath():
+        try:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                arrays = reader.restore(path / "state", args=arguments)
+        except Exception as error:
+            if isinstance(_cause(error), (MemoryError, PermissionError, jax.errors.JaxRuntimeError)):
+                raise  # says nothing about the files
+            damage = _brief(error)
+        if not _everywhere(not damage):
+            raise _DamagedError(f"state: {damage or 'another process could not read it'}")
     checksums = jax.device_get({name: _checksum(array) for name, array in arrays.items()})
     for name, leaf in about["leaves"].items():
         if leaf["checksum"] != checksums[name]:

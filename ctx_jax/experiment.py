@@ -91,6 +91,7 @@ class Experiment:
                 f"Experiment.rows.length {self.rows.length} is more than model.max_position_embeddings"
                 f" {self.model.max_position_embeddings}"
             )
+        self.optimizer.schedule.over(self.steps)  # raises when the warm-up does not fit
         if self.objective.next_sentence and (self.rows.kind != "pairs" or not self.model.pooler):
             raise InputError("Experiment.objective.next_sentence needs rows.kind 'pairs' and model.pooler")
 

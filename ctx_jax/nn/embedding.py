@@ -21,4 +21,6 @@ class Embedding(nnx.Module):
 
     def __call__(self, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
         """Looks the ids up."""
-        return jnp.take(self.table[...], ids, axis=0, mode="fill", fill_value=jnp.nan)
+        rows = self.table[...].at[ids]
+        # Not jnp.take: there -1 is the last row.
+        return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)

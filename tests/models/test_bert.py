@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import bert as oracle
+from oracles.compiling import quick_jit
 from oracles.jaxprs import equations
 from oracles.parameters import original_names, random_params
 from oracles.rows import make_examples, rows_of
@@ -63,12 +64,10 @@ def rows(config, seed=0, length=24):
 def forward(config):
     """(params, batch) → all layers, last, MLM logits of every token, NSP logits of every token."""
 
-    @jax.jit
+    @quick_jit
     def run(params, batch):
         model = bound(config)(params)
-        out = model.encoder(
-            batch.input_ids, batch.token_type_ids, batch.segment_ids, batch.positions, all_layers=True
-        )
+        out = model.encoder(*batch[:4], all_layers=True)
         flat = out.last.reshape(-1, config.hidden_size)
         return out, model.masked_lm_logits(flat), model.next_sentence_logits(flat)
 
@@ -77,9 +76,7 @@ def forward(config):
 
 def expected(config, params, batch):
     w = original_names(params)
-    layers = oracle.encode(
-        w, batch.input_ids, batch.token_type_ids, batch.segment_ids, batch.positions, **numbers(config)
-    )
+    layers = oracle.encode(w, *batch[:4], **numbers(config))
     flat = layers[-1].reshape(-1, config.hidden_size)
     logits = oracle.masked_lm_logits(w, flat, activation=config.activation, eps=config.layer_norm_eps)
     return layers, logits, oracle.next_sentence_logits(w, flat)
@@ -122,16 +119,16 @@ def test_activations(activation):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_stays_near_the_twin_in_bfloat16(name):
-    """Measured: 7.9e-3 of the root mean square (two units of bfloat16's rounding), 4.8e-2 at the worst value."""
+    """In units of 2⁻⁸, bfloat16's rounding: measured 2.9 as a root mean square, 12.4 at the worst value."""
     for where, (largest, typical) in errors(dataclasses.replace(SIZES[name], dtype="bfloat16")).items():
-        assert 1e-4 < typical < 1e-2, where
-        assert largest < 6e-2, where
+        assert 0.1 < typical * 2**8 < 4, where
+        assert largest * 2**8 < 16, where
 
 
 def test_without_types_segments_and_positions_it_is_one_text_from_zero():
     params = random_params(bound(SMALL).shapes, 2)
     ids = np.random.default_rng(3).integers(0, 83, (2, 10)).astype(np.int32)
-    run = jax.jit(lambda params, *args: bound(SMALL)(params).encoder(*args))
+    run = quick_jit(lambda params, *args: bound(SMALL)(params).encoder(*args))
     plain = run(params, ids)
     full = run(params, ids, np.zeros_like(ids), np.ones_like(ids), np.tile(np.arange(10, dtype=np.int32), (2, 1)))
     assert plain.layers is None
@@ -175,7 +172,7 @@ def test_as_many_parameters_as_the_originals(sizes, published):
 def test_birth_is_googles():
     """Kernels and tables: normal of 0.02 cut at two deviations; biases 0, LayerNorms 1; no two layers alike."""
     config = dataclasses.replace(SMALL, hidden_size=64, num_layers=4, vocab_size=500)
-    params = {k: np.asarray(v) for k, v in flat_paths(jax.jit(bound(config).init)(jax.random.key(0))).items()}
+    params = {k: np.asarray(v) for k, v in flat_paths(quick_jit(bound(config).init)(jax.random.key(0))).items()}
     for path, values in params.items():
         assert values.dtype == np.float32
         if path.endswith("bias"):
@@ -204,7 +201,7 @@ def test_a_token_sees_its_own_text_and_nothing_else():
     # Of a LayerNorm's output the plain sum over the width has no derivative.
     direction = np.random.default_rng(5).normal(size=16).astype(np.float32)
 
-    @jax.jit
+    @quick_jit
     @jax.jacrev
     def jacobian(table):
         tree = jax.tree.map(jnp.asarray, params)
@@ -223,12 +220,10 @@ def test_a_token_sees_its_own_text_and_nothing_else():
 
 
 def loss_and_gradients(config):
-    @jax.jit
+    @quick_jit
     @jax.value_and_grad
     def run(params, batch, keys):
-        out = bound(config)(params).encoder(
-            batch.input_ids, batch.token_type_ids, batch.segment_ids, batch.positions, dropout_keys=keys
-        )
+        out = bound(config)(params).encoder(*batch[:4], dropout_keys=keys)
         towards = jnp.asarray(np.random.default_rng(6).normal(size=out.last.shape).astype(np.float32))
         return jnp.where(out.mask[..., None], out.last * towards, 0.0).mean()
 
@@ -237,23 +232,23 @@ def loss_and_gradients(config):
 
 @pytest.fixture(scope="module")
 def plain():
-    config = dataclasses.replace(SMALL, hidden_size=16, num_heads=2, intermediate_size=24)
+    config = dataclasses.replace(SMALL, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=24)
     params, batch = random_params(bound(config).shapes, 7), rows(config)
-    keys = jax.jit(lambda: jax.random.split(jax.random.key(1), 8))()
+    keys = quick_jit(lambda: jax.random.split(jax.random.key(1), 8))()
     return config, (params, batch, keys), loss_and_gradients(config)(params, batch, keys)
 
 
-@pytest.mark.parametrize("unroll", [False, True])
-@pytest.mark.parametrize("remat", ["none", "dots", "all"])
+@pytest.mark.parametrize(
+    ("remat", "unroll"), [("none", True), ("dots", False), ("dots", True), ("all", False), ("all", True)]
+)
 def test_remat_and_unrolling_change_nothing(plain, remat, unroll):
+    """Neither the loss nor a gradient, with dropout on."""
     config, args, (loss, gradients) = plain
-    if remat == "none" and not unroll:
-        pytest.skip("that is what the others are compared with")
     other, others = loss_and_gradients(dataclasses.replace(config, remat=remat, unroll=unroll))(*args)
     assert float(other) == pytest.approx(float(loss), rel=1e-6)
     for (path, ours), theirs in zip(flat_paths(gradients).items(), flat_paths(others).values(), strict=True):
         scale = np.abs(ours).max()
-        assert scale > 0 or "pooler" in path or path.split("/")[0] != "encoder", path
+        assert (scale > 0) == (path.startswith("encoder/") and "pooler" not in path), path
         np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-6 * scale + 1e-12, err_msg=path)
 
 
@@ -278,18 +273,16 @@ def test_remat_computes_again_what_it_says(unroll):
 def test_asking_for_all_layers_changes_nothing():
     params, batch = random_params(bound(SMALL).shapes, 8), rows(SMALL)
     everything = forward(SMALL)(params, batch)[0]
-    last = jax.jit(lambda params, b: bound(SMALL)(params).encoder(b.input_ids, b.token_type_ids, b.segment_ids, b.positions))(
-        params, batch
-    )
-    np.testing.assert_allclose(last.last, everything.last, rtol=0, atol=1e-6)
+    run = quick_jit(lambda params, batch: bound(SMALL)(params).encoder(*batch[:4]))
+    np.testing.assert_allclose(run(params, batch).last, everything.last, rtol=0, atol=1e-6)
 
 
 def test_dropout_is_of_the_row_and_of_the_place():
     config = dataclasses.replace(SMALL, hidden_dropout=0.3, attention_dropout=0.3)
     params = random_params(bound(config).shapes, 9)
     ids = np.tile(np.arange(5, 17, dtype=np.int32), (4, 1))
-    run = jax.jit(lambda params, keys: bound(config)(params).encoder(ids, dropout_keys=keys, all_layers=True).layers)
-    keys = jax.jit(lambda: jax.random.split(jax.random.key(2), 3))()
+    run = quick_jit(lambda params, keys: bound(config)(params).encoder(ids, dropout_keys=keys, all_layers=True).layers)
+    keys = quick_jit(lambda: jax.random.split(jax.random.key(2), 3))()
     layers = np.asarray(run(params, keys[np.array([0, 1, 2, 0])]))
     moved = np.asarray(run(params, keys[np.array([2, 0, 0, 1])]))
     np.testing.assert_array_equal(layers[:, 0], layers[:, 3])
@@ -306,8 +299,8 @@ def test_each_dropout_acts_alone(which):
     config = dataclasses.replace(SMALL, **({"hidden_dropout": 0.0, "attention_dropout": 0.0} | {which: 0.5}))
     params = random_params(bound(config).shapes, 9)
     ids = np.tile(np.arange(5, 17, dtype=np.int32), (2, 1))
-    run = jax.jit(lambda params, keys: bound(config)(params).encoder(ids, dropout_keys=keys, all_layers=True).layers)
-    on = np.asarray(run(params, jax.jit(lambda: jax.random.split(jax.random.key(3), 2))()))
+    run = quick_jit(lambda params, keys: bound(config)(params).encoder(ids, dropout_keys=keys, all_layers=True).layers)
+    on = np.asarray(run(params, quick_jit(lambda: jax.random.split(jax.random.key(3), 2))()))
     off = np.asarray(forward_plain(params, ids))
     # Attention has its first say in layer 1, the embeddings theirs in layer 0.
     zeros = (on[0] == 0).mean()
@@ -319,7 +312,7 @@ def test_each_dropout_acts_alone(which):
 
 
 def forward_plain(params, ids):
-    return jax.jit(lambda params: bound(SMALL)(params).encoder(ids, all_layers=True).layers)(params)
+    return quick_jit(lambda params: bound(SMALL)(params).encoder(ids, all_layers=True).layers)(params)
 
 
 def test_no_two_places_share_their_noise():
@@ -350,7 +343,7 @@ def test_no_two_places_share_their_noise():
 
 def test_an_unknown_id_or_position_is_seen():
     params = random_params(bound(SMALL).shapes, 0)
-    run = jax.jit(lambda params, ids, positions: bound(SMALL)(params).encoder(ids, positions=positions).last)
+    run = quick_jit(lambda params, ids, positions: bound(SMALL)(params).encoder(ids, positions=positions).last)
     ids, positions = np.full((1, 4), 7, np.int32), np.arange(4, dtype=np.int32)[None]
     assert np.isfinite(run(params, ids, positions)).all()
     for wrong in (83, 1000, -1, -84):

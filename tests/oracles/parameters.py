@@ -26,9 +26,9 @@ TABLES = {
 LEAVES = {"kernel": "kernel", "bias": "bias", "gamma": "scale", "beta": "bias"}
 
 
-def flat(tree, dtype=np.float64):
+def flat(tree):
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf, dtype)
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf, np.float64)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 

@@ -1,0 +1,74 @@
+"""Attention by hand: the mask, the softmax, and what dropout takes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles.bert import softmax
+from oracles.compiling import quick_jit
+
+from ctx_jax.nn.attention import dot_product_attention, segment_mask
+
+SEGMENTS = np.array([[1, 1, 1, 2, 2, 0, 0], [0, 1, 1, 0, 1, 2, 0]], np.int32)
+attend = quick_jit(dot_product_attention, static_argnames="dropout_rate")
+
+
+def by_hand(query, key, value, segments):
+    """Query by query, over the keys of its segment alone; NaN at padding."""
+    out = np.full(query.shape, np.nan)
+    for b, t, h in np.ndindex(query.shape[:3]):
+        if segments[b, t]:
+            seen = segments[b] == segments[b, t]
+            weights = softmax(key[b, seen, h] @ query[b, t, h] / np.sqrt(query.shape[-1]))
+            out[b, t, h] = weights @ value[b, seen, h]
+    return out
+
+
+def vectors(scale=1.0):
+    return [np.random.default_rng(i).normal(size=(2, 7, 3, 5)).astype(np.float32) * np.float32(scale) for i in range(3)]
+
+
+def test_mask_lets_a_token_see_its_segment_and_nobody_see_padding():
+    mask = np.asarray(quick_jit(segment_mask)(SEGMENTS))
+    assert mask.shape == (2, 1, 7, 7)
+    for b, i, j in np.ndindex(2, 7, 7):
+        assert mask[b, 0, i, j] == (SEGMENTS[b, i] == SEGMENTS[b, j] != 0), (b, i, j)
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_equals_the_sum_by_hand(scale):
+    """At a scale of 100 scores reach 1e4 and their last digit 1e-3, which the softmax passes on."""
+    query, key, value = vectors(scale)
+    out = np.asarray(attend(query, key, value, segment_mask(SEGMENTS)))
+    assert np.isfinite(out).all()
+    expected = by_hand(*(x.astype(np.float64) for x in (query, key, value)), SEGMENTS)
+    tokens = SEGMENTS > 0
+    np.testing.assert_allclose(out[tokens] / scale, expected[tokens] / scale, rtol=0, atol=1e-6 * scale)
+
+
+def test_bfloat16_rounds_operands_weights_and_result_and_not_the_scores():
+    query, key, value = (jnp.asarray(x * 4, jnp.bfloat16) for x in vectors())
+    out = attend(query, key, value, segment_mask(SEGMENTS))
+    assert out.dtype == jnp.bfloat16
+    expected = by_hand(*(np.asarray(x, np.float64) for x in (query, key, value)), SEGMENTS)
+    tokens = SEGMENTS > 0
+    # Weights sum to one and are each 2⁻⁸ of themselves off at most, and so is the result. Scores (up to 40) rounded to
+    # bfloat16 would be 0.1 off, and the result as much.
+    bound = 2.1 * 2.0**-8 * np.abs(np.asarray(value, np.float64)).max()
+    np.testing.assert_allclose(np.asarray(out, np.float64)[tokens], expected[tokens], rtol=0, atol=bound)
+
+
+def test_dropout_takes_weights():
+    """With the identity for values the context is the weights."""
+    query, key, _ = vectors()
+    value = np.tile(np.eye(7, dtype=np.float32)[None, :, None, :], (2, 1, 3, 1))
+    query, key = (np.pad(x, ((0, 0), (0, 0), (0, 0), (0, 2))) for x in (query, key))
+    mask = segment_mask(np.ones((2, 7), np.int32))
+    keys = quick_jit(lambda: jax.random.split(jax.random.key(0), 2))()
+    whole = np.asarray(attend(query, key, value, mask))
+    some = np.asarray(attend(query, key, value, mask, dropout_rate=0.25, dropout_keys=keys))
+    kept = some != 0
+    assert 0.6 < kept.mean() < 0.9
+    np.testing.assert_allclose(some[kept], whole[kept] / 0.75, rtol=1e-6)
+    for axis in (0, 1, 2, 3):
+        assert not (kept == kept.take([0], axis)).all(), f"axis {axis} shares its noise"
