@@ -18,9 +18,7 @@ from ctx_jax.train.schedules import Schedule
 
 config = Experiment(
     data="data/text",
-    model=BertConfig(
-        hidden_size=768, num_layers=12, num_heads=12, intermediate_size=3072, dtype="bfloat16"
-    ),
+    model=BertConfig(hidden_size=768, num_layers=12, num_heads=12, intermediate_size=3072, dtype="bfloat16"),
     rows=RowsConfig(length=128, kind="pairs", duplicates=10),
     objective=MaskedLM(max_predictions=20, next_sentence=True),
     optimizer=Optimizer("bert_adamw", Schedule("bert_linear", 0.0001, warmup_steps=10_000, total_steps=1_000_000)),

@@ -1,7 +1,7 @@
 """BERT-mini: 4 layers of width 256 (Turc et al. 2019), masked LM alone, on rows packed with whole sentences.
 
-    ctx-jax data build TEXT… --out data/text --vocab vocab.txt --validation HELD_OUT…
-    ctx-jax pretrain configs/bert_mini.py --workdir runs/bert_mini --data data/text
+ctx-jax data build TEXT… --out data/text --vocab vocab.txt --validation HELD_OUT…
+ctx-jax pretrain configs/bert_mini.py --workdir runs/bert_mini --data data/text
 """
 
 from ctx_jax.data.plan import RowsConfig

@@ -17,9 +17,7 @@ from ctx_jax.train.schedules import Schedule
 
 config = Experiment(
     data="data/text",
-    model=BertConfig(
-        hidden_size=128, num_layers=2, num_heads=2, intermediate_size=512, dtype="bfloat16"
-    ),
+    model=BertConfig(hidden_size=128, num_layers=2, num_heads=2, intermediate_size=512, dtype="bfloat16"),
     rows=RowsConfig(length=128, kind="pairs", duplicates=1),
     objective=MaskedLM(max_predictions=20, next_sentence=True),
     optimizer=Optimizer("bert_adamw", Schedule("bert_linear", 0.001, warmup_steps=10_000, total_steps=200_000)),

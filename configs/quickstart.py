@@ -1,7 +1,7 @@
 """The smallest BERT that learns something from context: 2 layers of width 128 on half a megabyte of text.
 
-    ctx-jax data build python:topics --out data/topics --train-vocab 2000 --holdout 0.12
-    ctx-jax pretrain configs/quickstart.py --workdir runs/quickstart --data data/topics
+ctx-jax data build python:topics --out data/topics --train-vocab 2000 --holdout 0.12
+ctx-jax pretrain configs/quickstart.py --workdir runs/quickstart --data data/topics
 """
 
 from ctx_jax.data.plan import RowsConfig

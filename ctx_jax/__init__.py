@@ -16,7 +16,7 @@ _PUBLIC = {
     "pretrain": "ctx_jax.experiment",
 }
 
-__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+__all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> object:

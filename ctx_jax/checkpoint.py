@@ -12,13 +12,9 @@ On disk a step is `<folder>/<step>/state`, Orbax's own format, and `<folder>/<st
 from __future__ import annotations
 
 import contextlib
-import gc
-import inspect
 import json
 import logging
 import os
-import sys
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -381,31 +377,6 @@ def _brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {text if len(text) <= 400 else f'{text[:200]} … {text[-200:]}'}"
 
 
-@contextlib.contextmanager
-def _without_aftermath() -> Iterator[None]:
-    """Keeps what a failed read throws afterwards off the terminal: pages of "Exception ignored in …".
-
-    Where one array cannot be read, Orbax closes the event loop over the reads of the others. Their coroutines catch
-    even that (serialization.py, `_read_array_index_and_device_put`: `except BaseException`) and raise when they are
-    finalized, and TensorStore's threads call back into the closed loop.
-    """
-    hook = sys.unraisablehook
-
-    def drop(unraisable: Any) -> None:
-        if not inspect.iscoroutine(unraisable.object) and str(unraisable.exc_value) != "Event loop is closed":
-            hook(unraisable)
-
-    sys.unraisablehook = drop
-    try:
-        yield
-    except _DamagedError:
-        gc.collect()
-        time.sleep(0.1)  # for the reads that are still on their way
-        raise
-    finally:
-        sys.unraisablehook = hook
-
-
 def _kind(leaf: Any) -> dict[str, Any]:
     return {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
 
@@ -454,16 +425,15 @@ def _read_arrays(path: epath.Path, about: dict[str, Any], like: Any) -> Any:
     }
     arguments = ocp.args.PyTreeRestore(targets, ocp.checkpoint_utils.construct_restore_args(targets))
     damage = ""
-    with _without_aftermath():
-        try:
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                arrays = reader.restore(path / "state", args=arguments)
-        except Exception as error:
-            if isinstance(_cause(error), (MemoryError, PermissionError, jax.errors.JaxRuntimeError)):
-                raise  # says nothing about the files
-            damage = _brief(error)
-        if not _everywhere(not damage):
-            raise _DamagedError(f"state: {damage or 'another process could not read it'}")
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            arrays = reader.restore(path / "state", args=arguments)
+    except Exception as error:
+        if isinstance(_cause(error), (MemoryError, PermissionError, jax.errors.JaxRuntimeError)):
+            raise  # says nothing about the files
+        damage = _brief(error)
+    if not _everywhere(not damage):
+        raise _DamagedError(f"state: {damage or 'another process could not read it'}")
     checksums = jax.device_get({name: _checksum(array) for name, array in arrays.items()})
     for name, leaf in about["leaves"].items():
         if leaf["checksum"] != checksums[name]:

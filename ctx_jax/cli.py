@@ -17,7 +17,8 @@ from tyro.conf import Positional, arg
 import ctx_jax
 from ctx_jax.errors import InputError, did_you_mean
 
-Sentences = Literal["lines", "split"]
+Folder = Annotated[pathlib.Path, arg(metavar="DIR")]
+OptionalPath = Annotated[pathlib.Path | None, arg(metavar="PATH")]
 
 
 @dataclass(frozen=True)
@@ -29,36 +30,38 @@ class Build:
     `<doc id=…>` tags has a paragraph a line.
     """
 
-    sources: Positional[tuple[str, ...]]
+    sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE…")]
     """Training text."""
-    out: pathlib.Path
+    out: Folder
     """Folder to write; it appears whole or not at all."""
-    vocab: pathlib.Path | None = None
+    vocab: OptionalPath = None
     """A vocab.txt, a SentencePiece model, or a folder with either."""
-    train_vocab: int | None = None
+    train_vocab: Annotated[int | None, arg(metavar="SIZE")] = None
     """Train a SentencePiece vocabulary of this size on the sources instead."""
     cased: bool = False
     """With --train-vocab: keep upper and lower case apart."""
-    validation: tuple[str, ...] = ()
+    validation: Annotated[tuple[str, ...], arg(metavar="SOURCE…")] = ()
     """Held-out text."""
-    holdout: float | None = None
+    holdout: Annotated[float | None, arg(metavar="SHARE")] = None
     """Hold out this share (or this number) of the documents instead; which ones depends on their ids alone."""
-    sentences: Sentences | None = None
+    sentences: Annotated[Literal["lines", "split"] | None, arg(metavar="{lines,split}")] = None
     """`lines` takes each line as a sentence, `split` finds the sentences; by default as the format has it."""
-    language: str = "en"
+    language: Annotated[str, arg(metavar="CODE")] = "en"
     """For finding sentences, ISO 639."""
-    processes: int | None = None
+    processes: Annotated[int | None, arg(metavar="N")] = None
     """Processes that tokenise; one a core by default."""
     overwrite: bool = False
     """Replace an existing folder."""
 
 
 def build(command: Build) -> int:
-    """data build"""
+    """Data build"""
     from ctx_jax.data.build import build as run
     from ctx_jax.data.sources import find_sources, read_documents
     from ctx_jax.text.load import load_tokenizer
 
+    if not command.sources:
+        raise InputError("expected at least one SOURCE, for example python:topics")
     if (command.vocab is None) == (command.train_vocab is None):
         raise InputError("expected either --vocab or --train-vocab")
     sources = {"train": command.sources} | ({"validation": command.validation} if command.validation else {})
@@ -98,7 +101,7 @@ def build(command: Build) -> int:
 class Audit:
     """What a trainer should know of a corpus: lengths, unknown tokens, padding, truncation, next-sentence rate."""
 
-    corpus: Positional[pathlib.Path]
+    corpus: Annotated[Positional[pathlib.Path], arg(metavar="CORPUS")]
     """Folder that `ctx-jax data build` wrote."""
     split: str = "train"
     """Which split."""
@@ -115,7 +118,7 @@ class Audit:
 
 
 def audit(command: Audit) -> int:
-    """data audit"""
+    """Data audit"""
     from ctx_jax.data.audit import audit as run
     from ctx_jax.data.corpus import Corpus
     from ctx_jax.data.plan import RowsConfig
@@ -131,13 +134,13 @@ def audit(command: Audit) -> int:
 class Encode:
     """Vectors of texts, every layer, as an .npz file: layers [L+1, B, T, D], mask [B, T], tokens [B, T]."""
 
-    model: Positional[pathlib.Path]
+    model: Annotated[Positional[pathlib.Path], arg(metavar="RUN")]
     """Run directory."""
-    texts: Positional[tuple[str, ...]] = ()
+    texts: Annotated[Positional[tuple[str, ...]], arg(metavar="TEXT…")] = ()
     """Texts, or none with --file."""
-    file: pathlib.Path | None = None
+    file: OptionalPath = None
     """A text a line instead."""
-    out: pathlib.Path | None = None
+    out: OptionalPath = None
     """The .npz file to write; without it a summary is printed."""
     layers: Literal["all", "last"] = "all"
     """Keep every layer, or the last."""
@@ -150,7 +153,7 @@ class Encode:
 
 
 def encode(command: Encode) -> int:
-    """encode"""
+    """Encode"""
     import numpy as np
 
     from ctx_jax.encoder import Encoder
@@ -189,9 +192,9 @@ def encode(command: Encode) -> int:
 class FillMask:
     """The likeliest tokens at each [MASK] of a text."""
 
-    model: Positional[pathlib.Path]
+    model: Annotated[Positional[pathlib.Path], arg(metavar="RUN")]
     """Run directory."""
-    text: Positional[str]
+    text: Annotated[Positional[str], arg(metavar="TEXT")]
     """A text with [MASK] in it."""
     top: int = 5
     """How many."""
@@ -223,13 +226,13 @@ def pretrain(argv: Sequence[str]) -> int:
         exits 0. Name the config file to see its values as the defaults below.
         """
 
-        config: Positional[pathlib.Path]
+        config: Annotated[Positional[pathlib.Path], arg(metavar="CONFIG")]
         """A Python file that defines `config`, an Experiment."""
-        workdir: pathlib.Path
+        workdir: Folder
         """The run directory."""
         experiment: Annotated[Experiment, arg(name="")] = field(default_factory=lambda: default)
 
-    command = tyro.cli(Pretrain, prog="ctx-jax pretrain", args=list(argv))
+    command = _parse(Pretrain, "pretrain", argv)
     outcome = run(command.experiment, command.workdir)
     if outcome.finished:
         figures = outcome.evaluation
@@ -246,7 +249,9 @@ def load_config(path: pathlib.Path) -> Any:
     from ctx_jax.experiment import Experiment
 
     if not path.is_file():
-        near = did_you_mean(path.name, [entry.name for entry in path.parent.glob("*.py")]) if path.parent.is_dir() else ""
+        near = (
+            did_you_mean(path.name, [entry.name for entry in path.parent.glob("*.py")]) if path.parent.is_dir() else ""
+        )
         raise InputError(f"{path}: no such config file{near}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
@@ -257,8 +262,12 @@ def load_config(path: pathlib.Path) -> Any:
     return config
 
 
+def _parse(kind: type, name: str, argv: Sequence[str], *markers: Any) -> Any:
+    return tyro.cli(kind, prog=f"ctx-jax {name}", args=list(argv), config=markers)
+
+
 def _command(kind: type, run: Callable[[Any], int], name: str) -> Callable[[Sequence[str]], int]:
-    return lambda argv: run(tyro.cli(kind, prog=f"ctx-jax {name}", args=list(argv)))
+    return lambda argv: run(_parse(kind, name, argv, tyro.conf.FlagCreatePairsOff))
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
@@ -280,7 +289,8 @@ def usage() -> str:
 
 def keep_memory() -> None:
     """Tells glibc to keep freed memory: it gives large buffers back after every step and faults them in anew, which
-    costs a training step on the processor a quarter of its time."""
+    costs a training step on the processor a quarter of its time.
+    """
     try:
         libc = ctypes.CDLL("libc.so.6")
         trim_threshold, top_pad, mmap_max = -1, -2, -4

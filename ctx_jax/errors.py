@@ -1,4 +1,4 @@
-"""The one error for what a user can mend: a wrong file, field, flag or text. The command line turns it into exit code 2."""
+"""The one error for what a user can mend, a wrong file, field, flag or text; for the command line, exit code 2."""
 
 import difflib
 from collections.abc import Iterable

@@ -51,6 +51,7 @@ class Evaluation:
     repeats: int = 1
     """How often each row is masked anew."""
     batch_size: int = 64
+    """Rows at once."""
     seed: int = 20181011
     """Of the masks."""
 
@@ -67,6 +68,7 @@ class Experiment:
     optimizer: Optimizer = Optimizer()
     """A schedule whose `total_steps` is left open runs over `steps`."""
     steps: int = 1000
+    """Updates of the whole run."""
     batch_size: int = 64
     """Rows of a step, over all devices and micro-batches."""
     accumulate: int = 1
@@ -75,6 +77,7 @@ class Experiment:
     evaluation: Evaluation = Evaluation()
     mesh: MeshShape = MeshShape()
     keep_checkpoints: int = 3
+    """The newest so many."""
     seed: int = 0
     """Of parameters, masks and dropout; the order of the rows has its own in `rows`."""
 
@@ -150,13 +153,13 @@ def _pretrain(
     tokenizer = corpus.tokenizer
     if model.vocab_size != tokenizer.vocab_size:
         raise InputError(
-            f"model.vocab_size is {model.vocab_size}, but the vocabulary of {experiment.data} has {tokenizer.vocab_size}"
+            f"model.vocab_size is {model.vocab_size}, but {experiment.data} has a vocabulary of {tokenizer.vocab_size}"
         )
     rows_at_once = experiment.accumulate * mesh.shape["data"] * mesh.shape["fsdp"]
     if experiment.batch_size % rows_at_once or experiment.evaluation.batch_size % rows_at_once:
         raise InputError(
-            f"batch sizes {experiment.batch_size} (training) and {experiment.evaluation.batch_size} (evaluation) must be"
-            f" multiples of {rows_at_once}: micro-batches × devices that hold rows"
+            f"batch sizes {experiment.batch_size} (training) and {experiment.evaluation.batch_size} (evaluation) must"
+            f" be multiples of {rows_at_once}: micro-batches × devices that hold rows"
         )
     _claim(workdir, experiment, corpus, tokenizer)
 
@@ -402,5 +405,3 @@ def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(value, indent=2) + "\n")
     os.replace(temporary, path)
-
-

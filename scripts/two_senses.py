@@ -1,6 +1,6 @@
 """One word in two senses: the cosines between its vectors, layer by layer.
 
-    python scripts/two_senses.py RUN
+python scripts/two_senses.py RUN
 """
 
 import sys

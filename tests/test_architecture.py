@@ -33,7 +33,9 @@ def imports(path: pathlib.Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names |= {f"{node.module}.{alias.name}" if node.module == "ctx_jax" else node.module for alias in node.names}
+            names |= {
+                f"{node.module}.{alias.name}" if node.module == "ctx_jax" else node.module for alias in node.names
+            }
     return {".".join(name.split(".")[: 2 if name.startswith("ctx_jax.") else 1]) for name in names}
 
 
@@ -79,6 +81,7 @@ def test_importing_the_package_loads_nothing_heavy():
     import subprocess
     import sys
 
-    code = "import sys, ctx_jax, ctx_jax.text.load; print([m for m in ('jax', 'orbax', 'tensorflow_datasets') if m in sys.modules])"
+    heavy = ("jax", "orbax", "tensorflow_datasets")
+    code = f"import sys, ctx_jax, ctx_jax.text.load; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

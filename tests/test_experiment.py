@@ -230,9 +230,7 @@ def test_a_corrupt_checkpoint_is_skipped_for_the_one_before(tiny, whole, tmp_pat
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tiny, tmp_path, monkeypatch):
     from ctx_jax.objectives.mlm import MaskedLMObjective
 
-    wild = dataclasses.replace(
-        tiny, optimizer=Optimizer("adamw", Schedule("constant", 1e-3), clip_norm=float("inf"))
-    )
+    wild = dataclasses.replace(tiny, optimizer=Optimizer("adamw", Schedule("constant", 1e-3), clip_norm=float("inf")))
     loss = MaskedLMObjective.loss
 
     def poisoned(self, model, prepared, totals, keys=None):

@@ -1,7 +1,7 @@
 """Rows of a corpus as batches: shuffled, sharded by host, ready at any position.
 
-Row i of a run is row `permutation_e(i mod R)` of the plan, e = i div R the epoch: a pure function of (seed, i), computed
-by Grain's stateless shuffle. So a position is one number, resuming costs nothing, and any number of hosts reads the
+Row i of a run is row `permutation_e(i mod R)` of the plan, e = i div R the epoch: a pure function of (seed, i), made by
+Grain's stateless shuffle. So a position is one number, resuming costs nothing, and any number of hosts reads the
 same global batches.
 """
 
@@ -81,7 +81,7 @@ class Loader:
             rows = np.arange(begin, begin + batch_size)
             yield self.assemble(np.where(rows < count, rows, -1), np.zeros(batch_size, np.uint32))
 
-    def assemble(self, rows: Int[np.ndarray, "B"], epochs: np.ndarray) -> Batch:
+    def assemble(self, rows: Int[np.ndarray, B], epochs: np.ndarray) -> Batch:
         """Reads rows of the plan; -1 makes an empty row."""
         shape, per_row = (len(rows), self.config.length), self.config.examples_per_row
         input_ids = np.full(shape, self._specials.pad, np.int32)
@@ -104,7 +104,7 @@ class Loader:
                 at += len(ids)
         return Batch(input_ids, token_type_ids, segment_ids, positions, example_ids, epochs, next_sentence)
 
-    def example(self, example: int) -> tuple[Int[np.ndarray, "N"], int]:
+    def example(self, example: int) -> tuple[Int[np.ndarray, N], int]:
         """Ids of one example with `[CLS]` and `[SEP]`, and where B begins (its length without B)."""
         a_start, a_end, b_start, b_end = self.plan.spans[example].tolist()
         cls, sep = [self._specials.cls], [self._specials.sep]

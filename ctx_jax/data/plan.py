@@ -25,9 +25,8 @@ class RowsConfig:
     length: int = 128
     """T: tokens of a row, special ones counted."""
     kind: Literal["sentences", "pairs"] = "sentences"
-    """`sentences`: `[CLS] A [SEP]`, A as many whole sentences of one document as fit (RoBERTa's DOC-SENTENCES, Liu et
-    al. 2019, section 4.2). `pairs`: `[CLS] A [SEP] B [SEP]` for next-sentence prediction, as
-    google-research/bert's create_pretraining_data.py makes them."""
+    """`sentences`: `[CLS] A [SEP]`, A as many whole sentences of one document as fit (DOC-SENTENCES of the RoBERTa
+    paper). `pairs`: `[CLS] A [SEP] B [SEP]` for next-sentence prediction, as google-research/bert makes them."""
     examples_per_row: int = 1
     """Up to how many examples share a row, each blind to the others; 1 does not pack."""
     short_probability: float = 0.1
@@ -63,9 +62,9 @@ class Plan:
     """
 
     spans: Int[np.ndarray, "E 4"]
-    next_sentence: Int[np.ndarray, "E"]
-    rows: Int[np.ndarray, "R"]
-    order: Int[np.ndarray, "E"]
+    next_sentence: Int[np.ndarray, E]
+    rows: Int[np.ndarray, R]
+    order: Int[np.ndarray, E]
     truncated_tokens: int
 
     @property
@@ -79,15 +78,15 @@ class Plan:
         return len(self.rows) - 1
 
     @property
-    def lengths(self) -> Int[np.ndarray, "E"]:
+    def lengths(self) -> Int[np.ndarray, E]:
         """Tokens of each example, `[CLS]` and `[SEP]` counted."""
         a, b = self.spans[:, 1] - self.spans[:, 0], self.spans[:, 3] - self.spans[:, 2]
         return a + b + 2 + (self.next_sentence >= 0)
 
 
 def make_plan(
-    sentence_offsets: Int[np.ndarray, "S"],
-    document_offsets: Int[np.ndarray, "N"],
+    sentence_offsets: Int[np.ndarray, S],
+    document_offsets: Int[np.ndarray, N],
     config: RowsConfig,
     *,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
@@ -148,7 +147,8 @@ def _pairs(
     sentence_offsets: np.ndarray, document_offsets: np.ndarray, document: int, config: RowsConfig, rng: random.Random
 ) -> tuple[list[tuple[int, int, int, int]], list[int], int]:
     """Google's create_instances_from_document on addresses; a random B never comes from the same document (the
-    original gives up after ten draws)."""
+    original gives up after ten draws).
+    """
     first, last = int(document_offsets[document]), int(document_offsets[document + 1])
     offsets = sentence_offsets[first : last + 1].tolist()
     most = config.length - 3
@@ -165,9 +165,7 @@ def _pairs(
             if is_random:
                 other = rng.randrange(len(document_offsets) - 2)
                 other += other >= document
-                b_start, b_end = _random_b(
-                    sentence_offsets, document_offsets, other, target - (a_end - a_start), rng
-                )
+                b_start, b_end = _random_b(sentence_offsets, document_offsets, other, target - (a_end - a_start), rng)
                 i = middle - 1  # what A left over is used again
             else:
                 b_start, b_end = a_end, offsets[i + 1]

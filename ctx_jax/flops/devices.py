@@ -68,9 +68,7 @@ def measured_cpu_peak(size: int = 1536, seconds: float = 0.4) -> Peak:
 
 def _fastest_product(dtype: jnp.dtype, size: int, seconds: float) -> float:
     a = jnp.ones((size, size), dtype)
-    product = jax.jit(
-        lambda a: jax.lax.dot_general(a, a, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-    )
+    product = jax.jit(lambda a: jax.lax.dot_general(a, a, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32))
     product(a).block_until_ready()
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:

@@ -23,21 +23,32 @@ from ctx_jax.nn.stack import Remat, build_layers, run_layers
 
 @dataclass(frozen=True)
 class BertConfig:
-    """Sizes and choices of a BERT; the defaults are BERT-base, uncased. Names are those of Hugging Face's config.json."""
+    """Sizes and choices of a BERT, by the names of Hugging Face's config.json; the defaults are BERT-base, uncased."""
 
     vocab_size: int = 30522
+    """V, special tokens included."""
     hidden_size: int = 768
+    """D, the width."""
     num_layers: int = 12
+    """L."""
     num_heads: int = 12
+    """H; divides the width."""
     intermediate_size: int = 3072
+    """Width inside the feed-forward."""
     max_position_embeddings: int = 512
+    """The longest row."""
     type_vocab_size: int = 2
+    """Token types: A and B."""
     activation: str = "gelu"
     """`gelu` (exact), `gelu_tanh`, `relu` or `silu`."""
     hidden_dropout: float = 0.1
+    """Of the embeddings and of what attention and feed-forward add."""
     attention_dropout: float = 0.1
+    """Of the attention weights."""
     layer_norm_eps: float = 1e-12
+    """Added to the variance."""
     initializer_range: float = 0.02
+    """Standard deviation of the weights at the start, before they are cut at two of it."""
     pooler: bool = True
     """Dense and tanh over `[CLS]`, which next-sentence prediction reads."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -52,7 +63,9 @@ class BertConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"BertConfig.{name} is {getattr(self, name)}, expected at least 1")
         if self.hidden_size % self.num_heads:
-            raise InputError(f"BertConfig.hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+            raise InputError(
+                f"BertConfig.hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
+            )
         if self.activation not in ACTIVATIONS:
             raise InputError(
                 f"BertConfig.activation is {self.activation!r}, expected one of {', '.join(ACTIVATIONS)}"
@@ -96,7 +109,7 @@ class BertLayer(nnx.Module):
         self.feed_forward_norm = LayerNorm(width, eps=config.layer_norm_eps)
 
     def __call__(
-        self, x: Float[Array, "B T D"], mask: Array, keys: Key[Array, "B"] | None = None
+        self, x: Float[Array, "B T D"], mask: Array, keys: Key[Array, B] | None = None
     ) -> Float[Array, "B T D"]:
         """One layer; `keys` are the rows' dropout keys, None outside training."""
         attended = self.attention(x, mask, fold(keys, 0))
@@ -112,9 +125,7 @@ class Bert(nnx.Module):
         self.config = config
         self.embeddings = BertEmbeddings(config, rngs=rngs)
         self.layers = build_layers(lambda rngs: BertLayer(config, rngs=rngs), config.num_layers, rngs)
-        self.pooler = (
-            Pooler(config.hidden_size, stddev=config.initializer_range, rngs=rngs) if config.pooler else None
-        )
+        self.pooler = Pooler(config.hidden_size, stddev=config.initializer_range, rngs=rngs) if config.pooler else None
 
     def __call__(
         self,
@@ -123,7 +134,7 @@ class Bert(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,
         *,
-        dropout_keys: Key[Array, "B"] | None = None,
+        dropout_keys: Key[Array, B] | None = None,
         all_layers: bool = False,
     ) -> Representations:
         """Encodes rows.

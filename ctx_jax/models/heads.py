@@ -23,7 +23,7 @@ class Pooler(nnx.Module):
 
 
 class MaskedLMHead(nnx.Module):
-    """Dense, activation, LayerNorm, then the product with the tied token table (run_pretraining.py, get_masked_lm_output)."""
+    """Dense, activation, LayerNorm, product with the tied token table (run_pretraining.py, get_masked_lm_output)."""
 
     def __init__(self, width: int, vocab_size: int, *, activation: str, eps: float, stddev: float, rngs: nnx.Rngs):
         self.activation = activation

@@ -24,7 +24,7 @@ def dot_product_attention(
     mask: Bool[Array, "B 1 T T"],
     *,
     dropout_rate: float = 0.0,
-    dropout_keys: Key[Array, "B"] | None = None,
+    dropout_keys: Key[Array, B] | None = None,
 ) -> Float[Array, "B T H K"]:
     """softmax(q kᵀ / √K) v; products summed and softmax taken in float32, whatever the type of the operands."""
     # Heads in front, written out: XLA's CPU backend is 5 to 10 % slower on the einsum without the transposes.
@@ -54,13 +54,11 @@ class SelfAttention(nnx.Module):
         self.out = Linear(width, width, stddev=stddev, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B T D"], mask: Bool[Array, "B 1 T T"], keys: Key[Array, "B"] | None = None
+        self, x: Float[Array, "B T D"], mask: Bool[Array, "B 1 T T"], keys: Key[Array, B] | None = None
     ) -> Float[Array, "B T D"]:
         """Attends; `keys` are the rows' dropout keys, None outside training."""
         batch, length, width = x.shape
         qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, width // self.num_heads)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        context = dot_product_attention(
-            query, key, value, mask, dropout_rate=self.dropout_rate, dropout_keys=keys
-        )
+        context = dot_product_attention(query, key, value, mask, dropout_rate=self.dropout_rate, dropout_keys=keys)
         return self.out(context.reshape(batch, length, width))

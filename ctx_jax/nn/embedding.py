@@ -19,7 +19,7 @@ class Embedding(nnx.Module):
     def __init__(self, count: int, width: int, *, stddev: float, rngs: nnx.Rngs):
         self.table = nnx.Param(truncated_normal(rngs, (count, width), stddev))
 
-    def __call__(self, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
+    def __call__(self, ids: Int[Array, ...]) -> Float[Array, "... D"]:
         """Looks the ids up."""
         rows = self.table[...].at[ids]
         # Not jnp.take: there -1 is the last row.

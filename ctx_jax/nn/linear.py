@@ -1,4 +1,4 @@
-"""Affine maps whose products reach the matrix units: two-dimensional, operands in the computation's type, sums in float32."""
+"""Affine maps whose products reach the matrix units: two-dimensional, sums in float32."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
 
 @jax.custom_vjp
 def matmul(x: Float[Array, "N K"], w: Float[Array, "K M"]) -> Float[Array, "N M"]:
-    """x @ w in x's type with a float32 sum; the result is float32.
+    """X @ w in x's type with a float32 sum; the result is float32.
 
     A product with a float32 result has float32 cotangents, which would pull its two backward products out of the
     bfloat16 units. Here the cotangent is cast to x's type first; the weight's gradient stays float32.
@@ -62,5 +62,3 @@ class Linear(nnx.Module):
         rows = x.reshape(-1, x.shape[-1])
         y = matmul(rows, kernel.reshape(kernel.shape[0], -1)) + bias.reshape(1, -1)
         return y.astype(x.dtype).reshape(*x.shape[:-1], *bias.shape)
-
-

@@ -74,7 +74,13 @@ class Bar:
 
     def __init__(self, steps: int, start: int, show: bool):
         self._bar = tqdm(
-            total=steps, initial=start, unit="step", dynamic_ncols=True, disable=not show, file=sys.stderr, mininterval=0.5
+            total=steps,
+            initial=start,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not show,
+            file=sys.stderr,
+            mininterval=0.5,
         )
 
     def update(self, step: int, record: dict[str, float] | None = None) -> None:

@@ -22,7 +22,7 @@ STEPS_AHEAD = 2
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss or the gradient became infinite or not a number. The message names the step and the last good checkpoint."""
+    """The loss or the gradient is not finite. The message names the step and the last good checkpoint."""
 
 
 @dataclass

@@ -118,9 +118,7 @@ def test_exact_count_on_every_row_and_only_there_changed(per_row, limit):
     texts[7][3] = UNK
     batch = rows_of(texts, range(100, 160), 64, per_row)
     counts = prediction_counts(0.15, 64, limit)
-    masked = jax.tree.map(
-        np.asarray, draw(batch, 3, counts, vocabulary(), slots=slots_needed(counts, per_row))
-    )
+    masked = jax.tree.map(np.asarray, draw(batch, 3, counts, vocabulary(), slots=slots_needed(counts, per_row)))
     chosen = by_example(batch, masked)
     assert len(chosen) == 60
     for example, places in chosen.items():
@@ -156,9 +154,7 @@ def test_whole_words_are_chosen_greedily_like_google(per_row):
     texts = examples(rng, 80, low=5)
     batch = rows_of(texts, range(80), 64, per_row)
     counts = prediction_counts(0.15, 64)
-    masked = jax.tree.map(
-        np.asarray, draw(batch, 9, counts, words, slots=slots_needed(counts, per_row), unit="word")
-    )
+    masked = jax.tree.map(np.asarray, draw(batch, 9, counts, words, slots=slots_needed(counts, per_row), unit="word"))
     fewer = 0
     for example, places in by_example(batch, masked).items():
         text = texts[example]
@@ -232,7 +228,7 @@ def test_positions_are_uniform(million):
 def test_split_is_80_10_10(million):
     _, targets, inputs = million
     n = len(targets)
-    same = int(((inputs == targets)).sum())
+    same = int((inputs == targets).sum())
     mask = int((inputs == MASK).sum())
     # A random token equals the target once in V - 5 times.
     hit = 0.1 / (V - 5)
@@ -257,9 +253,7 @@ def test_masks_belong_to_the_example_not_to_its_company():
     def masks(order, per_row, length, unit, epoch=0, seed=11):
         batch = rows_of([texts[i] for i in order], ids[order], length, per_row, epoch)
         slots = slots_needed(counts, per_row)
-        return by_example(
-            batch, jax.tree.map(np.asarray, draw(batch, seed, counts, words, slots=slots, unit=unit))
-        )
+        return by_example(batch, jax.tree.map(np.asarray, draw(batch, seed, counts, words, slots=slots, unit=unit)))
 
     words = vocabulary(rng)
     counts = prediction_counts(0.15, 200)
@@ -286,8 +280,6 @@ def test_statistics_of_googles_own_instances(reference):
     found = json.loads((reference / "bert_pretraining_data" / "instances.json").read_text())
     for name in ("default_seq128_seed12345", "default_seq32_seed7"):
         args = found[name]["args"]
-        counts = prediction_counts(
-            args["masked_lm_prob"], args["max_seq_length"], args["max_predictions_per_seq"]
-        )
+        counts = prediction_counts(args["masked_lm_prob"], args["max_seq_length"], args["max_predictions_per_seq"])
         for instance in found[name]["instances"]:
             assert len(instance["positions"]) == counts[len(instance["tokens"])]

@@ -28,6 +28,7 @@ CONFIG = BertConfig(
     activation="gelu_tanh",
 )
 LENGTH, ROWS = 48, 10
+SEED = 5  # of the parameters: three of 32 predictions are right, and six of nine labels
 
 
 @functools.cache
@@ -67,7 +68,7 @@ def run(per_row, next_sentence):
 
     # Rows of nothing but padding stand at the end of both.
     batch = rows_of(texts(), LENGTH, per_row, rows=ROWS + 1)
-    params = random_params(bound().shapes, 1)
+    params = random_params(bound().shapes, SEED)
     return jax.tree.map(np.asarray, step(params, batch))
 
 
@@ -115,12 +116,12 @@ def expected_loss(w, prepared, next_sentence):
 @pytest.mark.parametrize("per_row", [1, 3])
 def test_loss_and_accuracy_equal_float64(per_row, next_sentence):
     loss, sums, _, prepared, totals, _, _ = run(per_row, next_sentence)
-    expected = expected_loss(original_names(random_params(bound().shapes, 1)), prepared, next_sentence)
+    expected = expected_loss(original_names(random_params(bound().shapes, SEED)), prepared, next_sentence)
     assert sums.keys() == expected.keys()
     assert sums["mlm_weight"] == totals["mlm"] > 2 * ROWS
     for name, value in expected.items():
         assert float(sums[name]) == pytest.approx(value, rel=2e-6 if name.endswith("loss") else 0), name
-    assert 0 < sums["mlm_correct"]
+    assert 0 < sums["mlm_correct"] < sums["mlm_weight"]
     means = {name: expected[f"{name}_loss"] / expected[f"{name}_weight"] for name in totals}
     assert float(loss) == pytest.approx(sum(means.values()), rel=2e-6)
     shown = MaskedLMObjective.means({name: float(value) for name, value in sums.items()})
@@ -132,7 +133,7 @@ def test_loss_and_accuracy_equal_float64(per_row, next_sentence):
 def test_the_gradient_is_the_slope_of_the_float64_loss():
     """Along random directions of all parameters at once, and of each leaf alone."""
     _, _, gradients, prepared, _, _, _ = run(3, True)
-    params = random_params(bound().shapes, 1)
+    params = random_params(bound().shapes, SEED)
     rng = np.random.default_rng(2)
     direction = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), params)
 
