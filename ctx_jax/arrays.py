@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     segment_ids: Int[Array, "B T"]
     positions: Int[Array, "B T"]
     example_ids: UInt[Array, "B S"]
-    epochs: UInt[Array, B]
+    epochs: UInt[Array, "B"]
     next_sentence: Int[Array, "B S"]
 
 

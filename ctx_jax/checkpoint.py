@@ -116,21 +116,24 @@ class Checkpoints:
         if step in existing and self._holds(step, about):
             return
         with self._writing(step):
+            if self._manager is None:
+                _on_one_host(self._put_back)
+            replaced = self._set_aside(step) if step in existing else None
             manager = self._open()
             for other in existing:
                 if other > first and other != step:
                     log.warning("%s: removed, the run goes on from step %d", self._path(other), first)
                     manager.delete(other)
-            replaced = self._set_aside(step) if step in existing else None
             items = ocp.args.Composite(state=ocp.args.PyTreeSave(leaves), about=ocp.args.JsonSave(about))
-            manager.save(step, args=items, force=True)
+            with _without_waiting_note():
+                manager.save(step, args=items, force=True)
             self._current = step
             if wait or replaced is not None:
                 manager.wait_until_finished()
         if replaced is not None:
             _on_one_host(replaced.rmtree)
 
-    def restore(self, like: Any, step: int | None = None) -> Restored | None:
+    def restore(self, like: Any, step: int | None = None, *, partial: bool = False) -> Restored | None:
         """The newest checkpoint that is whole, or that of `step`; None where there is none at all.
 
         A damaged one is passed over for the one before it, with a warning in the log `ctx_jax.checkpoint`.
@@ -140,6 +143,7 @@ class Checkpoints:
             shardings to restore. Shardings and number of devices need not be those of the save. Leaves without a
             sharding go to the first device.
           step: this one and no other.
+          partial: `like` may be a part of what was saved: the parameters without the optimizer's moments.
 
         Raises:
           InputError: `like` does not fit what was saved; there is no such step; it, or every one, is damaged.
@@ -153,7 +157,7 @@ class Checkpoints:
             path = self._path(candidate)
             try:
                 about = _read_about(path)
-                state = _read_arrays(path, about, like)
+                state = _read_arrays(path, about, like, partial)
             except _DamagedError as damage:
                 log.warning("%s: damaged, passed over: %s", path, damage)
                 damages.append(f"step {candidate}: {damage}")
@@ -230,12 +234,11 @@ class Checkpoints:
         if self._manager is None:
             import orbax.checkpoint as ocp
 
-            _on_one_host(self._put_back)
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.LatestN(self._keep_last),
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=self._asynchronous,
-                lightweight_initialize=True,  # else a damaged step keeps the folder from being opened
+                lightweight_initialize=True,  # else a damaged step can keep the folder from being opened
             )
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         return self._manager
@@ -252,8 +255,8 @@ class Checkpoints:
     def _set_aside(self, step: int) -> epath.Path:
         """Renames a step that is about to be replaced: until the new one is complete it goes on counting."""
         aside = self.folder / f"{step}{_ASIDE}"
+        self._drop()  # it would go on taking the step for being there
         _on_one_host(lambda: (self.folder / str(step)).rename(aside))
-        self._open().reload()
         return aside
 
     @contextlib.contextmanager
@@ -347,6 +350,21 @@ def _everywhere(succeeded: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.array(succeeded))))
 
 
+@contextlib.contextmanager
+def _without_waiting_note() -> Iterator[None]:
+    """Drops Orbax's advice to save less often: it counts our own waiting, at the end of a run or with `wait=True`."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Waiting for previous save to complete")
+
+    absl = logging.getLogger("absl")
+    absl.addFilter(keep)
+    try:
+        yield
+    finally:
+        absl.removeFilter(keep)
+
+
 def _leaves(tree: Any) -> dict[str, Any]:
     """Leaves by path, `params/layers/kernel`: the names that they have on disk."""
     leaves: dict[str, Any] = {}
@@ -412,18 +430,21 @@ def _read_about(path: epath.Path) -> dict[str, Any]:
     return content
 
 
-def _read_arrays(path: epath.Path, about: dict[str, Any], like: Any) -> Any:
+def _read_arrays(path: epath.Path, about: dict[str, Any], like: Any, partial: bool) -> Any:
     """The arrays of a step in the structure of `like`, checked."""
     import orbax.checkpoint as ocp
 
     wanted = _leaves(like)
-    _require_fit(path, about["leaves"], wanted)
+    saved = {name: leaf for name, leaf in about["leaves"].items() if name in wanted or not partial}
+    _require_fit(path, saved, wanted)
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     targets = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or first)
         for name, leaf in wanted.items()
     }
-    arguments = ocp.args.PyTreeRestore(targets, ocp.checkpoint_utils.construct_restore_args(targets))
+    arguments = ocp.args.PyTreeRestore(
+        targets, ocp.checkpoint_utils.construct_restore_args(targets), partial_restore=partial
+    )
     damage = ""
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -435,7 +456,7 @@ def _read_arrays(path: epath.Path, about: dict[str, Any], like: Any) -> Any:
     if not _everywhere(not damage):
         raise _DamagedError(f"state: {damage or 'another process could not read it'}")
     checksums = jax.device_get({name: _checksum(array) for name, array in arrays.items()})
-    for name, leaf in about["leaves"].items():
+    for name, leaf in saved.items():
         if leaf["checksum"] != checksums[name]:
             raise _DamagedError(f"leaf {name}: the checksum does not match")
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ctx_jax.arrays import Representations
-from ctx_jax.checkpoint import load_newest_params, load_weights
+from ctx_jax.checkpoint import Checkpoints, load_weights
 from ctx_jax.errors import InputError, did_you_mean
 from ctx_jax.models.bert import BertConfig, BertForPreTraining
 from ctx_jax.nn.parameters import Bound, Params
@@ -85,9 +85,12 @@ class Encoder:
         config, model = _read_config(file)
         bound = Bound(lambda rngs: model(config, rngs=rngs))
         if (folder / "weights").exists():
-            params = load_weights(folder / "weights", bound.shapes)
+            params, _ = load_weights(folder / "weights", bound.shapes)
         else:
-            params = load_newest_params(folder / "checkpoints", bound.shapes)
+            restored = Checkpoints(folder / "checkpoints").restore({"params": bound.shapes}, partial=True)
+            if restored is None:
+                raise InputError(f"{folder}: found neither weights nor checkpoints, expected a run that has saved some")
+            params = restored.state["params"]
         tokenizer = load_tokenizer(folder / "tokenizer") if (folder / "tokenizer").exists() else None
         return cls(config, params, tokenizer)
 
@@ -111,7 +114,7 @@ class Encoder:
           stride: see above.
 
         Returns:
-          float32 arrays on the host, as long as the longest row.
+          float32 arrays on the host, as long as the longest row, zero at padding.
 
         Raises:
           InputError: a text is too long, or no text, or there is no tokenizer.
@@ -223,9 +226,11 @@ class Encoder:
             shape = (_power_of_two(len(rows), batch_size), self._bucket(longest))
             padded = [_pad_to(x[rows, :longest], shape) for x in (ids, types, segments)]
             found, all_found, _ = jax.device_get(self._forward(self.params, *padded, all_layers))
-            last[rows, :longest] = found[: len(rows), :longest]
+            # Zeros at padding, so that nothing there depends on the neighbours' lengths.
+            inside = segments[rows, :longest, None] > 0
+            last[rows, :longest] = np.where(inside, found[: len(rows), :longest], 0)
             if layers is not None:
-                layers[:, rows, :longest] = all_found[:, : len(rows), :longest]
+                layers[:, rows, :longest] = np.where(inside, all_found[:, : len(rows), :longest], 0)
         return Representations(last, layers, segments > 0)
 
 

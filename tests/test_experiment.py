@@ -67,7 +67,7 @@ def losses(workdir):
 
 
 def weights_of(workdir):
-    return {path: np.asarray(leaf) for path, leaf in flat_paths(load_weights(workdir / "weights")).items()}
+    return {path: np.asarray(leaf) for path, leaf in flat_paths(load_weights(workdir / "weights")[0]).items()}
 
 
 def assert_same_run(one, other):
@@ -125,11 +125,11 @@ def test_stopped_at_17_and_resumed_equals_the_whole(tiny, whole, tmp_path, monke
 
 
 CONFIG = """
-import dataclasses, json
 from ctx_jax.data.plan import RowsConfig
 from ctx_jax.experiment import Evaluation, Experiment
 from ctx_jax.models.bert import BertConfig
 from ctx_jax.objectives.mlm import MaskedLM
+from ctx_jax.sharding import MeshShape
 from ctx_jax.train.loop import LoopConfig
 from ctx_jax.train.optimizer import Optimizer
 from ctx_jax.train.schedules import Schedule
@@ -156,7 +156,7 @@ def wait_for_step(process, workdir, step):
         if path.exists() and f'"step": {step},' in path.read_text():
             return
         time.sleep(0.01)
-    raise AssertionError(f"ended before step {step}:\n{process.stdout.read()}")
+    raise AssertionError(f"ended before step {step}:\n{process.communicate()[0]}")
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def kill_and_resume(config_file, workdir, steps):
         process = start(config, workdir, cache)
         wait_for_step(process, workdir, step)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.communicate()
     last = start(config, workdir, cache)
     output, _ = last.communicate()
     assert last.returncode == 0, output

@@ -10,12 +10,14 @@ import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Int
 
 from ctx_jax.errors import InputError
+
+Kind = Literal["sentences", "pairs"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class RowsConfig:
 
     length: int = 128
     """T: tokens of a row, special ones counted."""
-    kind: Literal["sentences", "pairs"] = "sentences"
+    kind: Kind = "sentences"
     """`sentences`: `[CLS] A [SEP]`, A as many whole sentences of one document as fit (DOC-SENTENCES of the RoBERTa
     paper). `pairs`: `[CLS] A [SEP] B [SEP]` for next-sentence prediction, as google-research/bert makes them."""
     examples_per_row: int = 1
@@ -37,6 +39,8 @@ class RowsConfig:
     """Of the pairs, and of the order of the rows."""
 
     def __post_init__(self) -> None:
+        if self.kind not in (kinds := get_args(Kind)):
+            raise InputError(f"RowsConfig.kind is {self.kind!r}, expected one of {kinds}")
         least = 3 if self.kind == "sentences" else 5
         if self.length < least:
             raise InputError(f"RowsConfig.length is {self.length}, expected at least {least} for {self.kind}")
@@ -46,6 +50,8 @@ class RowsConfig:
             raise InputError("RowsConfig.duplicates is for pairs: every cut of the corpus into sentences is the same")
         if not 0 <= self.short_probability <= 1:
             raise InputError(f"RowsConfig.short_probability is {self.short_probability}, expected 0 to 1")
+        if self.seed < 0:
+            raise InputError(f"RowsConfig.seed is {self.seed}, expected at least 0")
 
 
 @dataclass(frozen=True)
@@ -58,13 +64,13 @@ class Plan:
       next_sentence: int8 [E], 1 if B is random, 0 if it follows A, -1 without B.
       rows: int64 [R + 1], row r holds the examples `order[rows[r]:rows[r + 1]]`.
       order: int64 [E].
-      truncated_tokens: tokens of the chosen sentences that no example holds: pairs are cut to length.
+      truncated_tokens: how many tokens pairs lost of the sentences chosen for them, as they were cut to length.
     """
 
     spans: Int[np.ndarray, "E 4"]
-    next_sentence: Int[np.ndarray, E]
-    rows: Int[np.ndarray, R]
-    order: Int[np.ndarray, E]
+    next_sentence: Int[np.ndarray, "E"]
+    rows: Int[np.ndarray, "R"]
+    order: Int[np.ndarray, "E"]
     truncated_tokens: int
 
     @property
@@ -78,15 +84,15 @@ class Plan:
         return len(self.rows) - 1
 
     @property
-    def lengths(self) -> Int[np.ndarray, E]:
+    def lengths(self) -> Int[np.ndarray, "E"]:
         """Tokens of each example, `[CLS]` and `[SEP]` counted."""
         a, b = self.spans[:, 1] - self.spans[:, 0], self.spans[:, 3] - self.spans[:, 2]
         return a + b + 2 + (self.next_sentence >= 0)
 
 
 def make_plan(
-    sentence_offsets: Int[np.ndarray, S],
-    document_offsets: Int[np.ndarray, N],
+    sentence_offsets: Int[np.ndarray, "S"],
+    document_offsets: Int[np.ndarray, "N"],
     config: RowsConfig,
     *,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
@@ -126,7 +132,7 @@ def make_plan(
     examples = np.array(spans, np.int64).reshape(-1, 4)
     next_sentence = np.array(labels, np.int8)
     plan = Plan(examples, next_sentence, np.zeros(1, np.int64), np.zeros(0, np.int64), truncated)
-    rows, order = _pack(plan.lengths, config.length, config.examples_per_row)
+    rows, order = pack(plan.lengths, config.length, config.examples_per_row)
     return Plan(examples, next_sentence, rows, order, truncated)
 
 
@@ -209,8 +215,11 @@ def _truncate(
     return a_start + front_a, a_end - (cut_a - front_a), b_start + front_b, b_end - (cut_b - front_b)
 
 
-def _pack(lengths: np.ndarray, length: int, per_row: int) -> tuple[np.ndarray, np.ndarray]:
-    """Best fit: each example joins the row with the least room that still holds it, else begins one."""
+def pack(lengths: Int[np.ndarray, "E"], length: int, per_row: int) -> tuple[Int[np.ndarray, "R"], Int[np.ndarray, "E"]]:
+    """Best fit: each example joins the row with the least room that still holds it, else begins one.
+
+    Returns `rows` and `order` as `Plan` has them.
+    """
     if per_row == 1:
         return np.arange(len(lengths) + 1, dtype=np.int64), np.arange(len(lengths), dtype=np.int64)
     rows: list[list[int]] = []

@@ -109,7 +109,7 @@ class BertLayer(nnx.Module):
         self.feed_forward_norm = LayerNorm(width, eps=config.layer_norm_eps)
 
     def __call__(
-        self, x: Float[Array, "B T D"], mask: Array, keys: Key[Array, B] | None = None
+        self, x: Float[Array, "B T D"], mask: Array, keys: Key[Array, "B"] | None = None
     ) -> Float[Array, "B T D"]:
         """One layer; `keys` are the rows' dropout keys, None outside training."""
         attended = self.attention(x, mask, fold(keys, 0))
@@ -134,7 +134,7 @@ class Bert(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,
         *,
-        dropout_keys: Key[Array, B] | None = None,
+        dropout_keys: Key[Array, "B"] | None = None,
         all_layers: bool = False,
     ) -> Representations:
         """Encodes rows.

@@ -24,7 +24,7 @@ def dot_product_attention(
     mask: Bool[Array, "B 1 T T"],
     *,
     dropout_rate: float = 0.0,
-    dropout_keys: Key[Array, B] | None = None,
+    dropout_keys: Key[Array, "B"] | None = None,
 ) -> Float[Array, "B T H K"]:
     """softmax(q kᵀ / √K) v; products summed and softmax taken in float32, whatever the type of the operands."""
     # Heads in front, written out: XLA's CPU backend is 5 to 10 % slower on the einsum without the transposes.
@@ -54,7 +54,7 @@ class SelfAttention(nnx.Module):
         self.out = Linear(width, width, stddev=stddev, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B T D"], mask: Bool[Array, "B 1 T T"], keys: Key[Array, B] | None = None
+        self, x: Float[Array, "B T D"], mask: Bool[Array, "B 1 T T"], keys: Key[Array, "B"] | None = None
     ) -> Float[Array, "B T D"]:
         """Attends; `keys` are the rows' dropout keys, None outside training."""
         batch, length, width = x.shape

@@ -41,10 +41,10 @@ class Vocabulary(NamedTuple):
     size: int
     mask_id: int
     special_ids: tuple[int, ...]
-    continues_word: Bool[Array, V] | np.ndarray
+    continues_word: Bool[Array, "V"] | np.ndarray
 
 
-def prediction_counts(rate: float, max_length: int, max_predictions: int | None = None) -> Int[np.ndarray, N]:
+def prediction_counts(rate: float, max_length: int, max_predictions: int | None = None) -> Int[np.ndarray, "N"]:
     """How many tokens are chosen of an example of n tokens, special ones counted, for n = 0 … max_length.
 
     Computed on the host in float64, as the original does, with Python's rounding of halves to even, and handed to the
@@ -58,7 +58,7 @@ def prediction_counts(rate: float, max_length: int, max_predictions: int | None 
     return np.array([0, *counts[1:]], np.int32)
 
 
-def slots_needed(counts: Int[np.ndarray, N], examples_per_row: int) -> int:
+def slots_needed(counts: Int[np.ndarray, "N"], examples_per_row: int) -> int:
     """The most predictions that a row can hold, whatever the lengths of its examples: the static P."""
     best = counts.astype(np.int64)
     for _ in range(examples_per_row - 1):
@@ -141,7 +141,7 @@ def _random_ids(keys: Key[Array, "B P"], vocabulary: Vocabulary) -> Int[Array, "
 def draw_masks(
     batch: Batch,
     seed: Int[Array, ""],
-    counts: Int[Array, N],
+    counts: Int[Array, "N"],
     vocabulary: Vocabulary,
     *,
     slots: int,

@@ -34,7 +34,7 @@ class Prepared(NamedTuple):
 
 
 def softmax_cross_entropy(
-    logits: Float[Array, "N V"], targets: Int[Array, N], weights: Float[Array, N]
+    logits: Float[Array, "N V"], targets: Int[Array, "N"], weights: Float[Array, "N"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """(Σ weight · -log p(target), Σ weight · [target is the likeliest]), in float32."""
     at_target = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
@@ -71,10 +71,10 @@ class MaskedLMObjective:
     def __init__(self, config: MaskedLM, vocabulary: Vocabulary, *, length: int, examples_per_row: int):
         self.config = config
         self.vocabulary = vocabulary
-        self.arguments: Int[np.ndarray, N] = prediction_counts(config.rate, length, config.max_predictions)
+        self.arguments: Int[np.ndarray, "N"] = prediction_counts(config.rate, length, config.max_predictions)
         self.slots = slots_needed(self.arguments, examples_per_row)
 
-    def prepare(self, batch: Batch, seed: Int[Array, ""], arguments: Int[Array, N]) -> tuple[Prepared, Sums]:
+    def prepare(self, batch: Batch, seed: Int[Array, ""], arguments: Int[Array, "N"]) -> tuple[Prepared, Sums]:
         """Draws the masks of all rows and counts the predictions.
 
         Args:
@@ -89,7 +89,7 @@ class MaskedLMObjective:
         return Prepared(batch, masked), totals
 
     def loss(
-        self, model: BertForPreTraining, prepared: Prepared, totals: Sums, dropout_keys: Key[Array, B] | None = None
+        self, model: BertForPreTraining, prepared: Prepared, totals: Sums, dropout_keys: Key[Array, "B"] | None = None
     ) -> tuple[Float[Array, ""], Sums]:
         """This part's share of the weighted mean over `totals`, and sums for the log.
 
@@ -133,12 +133,12 @@ class MaskedLMObjective:
                 means[f"{name}_accuracy"] = sums[f"{name}_correct"] / weight
         return means | {"loss": sum(v for k, v in means.items() if k.endswith("_loss"))}
 
-    def target_counts(self, prepared: Prepared) -> Float[Array, V]:
+    def target_counts(self, prepared: Prepared) -> Float[Array, "V"]:
         """How often each id is asked for: of these counts comes the unigram entropy."""
         return jnp.zeros(self.vocabulary.size).at[prepared.masked.targets].add(prepared.masked.weights)
 
 
-def unigram_entropy(counts: Float[np.ndarray, V]) -> float:
+def unigram_entropy(counts: Float[np.ndarray, "V"]) -> float:
     """Entropy in nats of a distribution given by counts: the loss of the best predictor that sees no context."""
     share = counts[counts > 0].astype(np.float64) / counts.sum(dtype=np.float64)
     return float(-(share * np.log(share)).sum())

@@ -24,11 +24,11 @@ class Objective(Protocol):
         """Rows ready for the model, and the total weights of all of them."""
 
     def loss(
-        self, model: nnx.Module, prepared: Any, totals: Sums, dropout_keys: Key[Array, B] | None
+        self, model: nnx.Module, prepared: Any, totals: Sums, dropout_keys: Key[Array, "B"] | None
     ) -> tuple[Float[Array, ""], Sums]:
         """The rows' share of the loss, and sums for the log."""
 
-    def target_counts(self, prepared: Any) -> Float[Array, V]:
+    def target_counts(self, prepared: Any) -> Float[Array, "V"]:
         """How often each id is asked for."""
 
 
@@ -46,7 +46,7 @@ def init_state(bound: Bound, transform: optax.GradientTransformation, key: Key[A
     return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params))
 
 
-def row_keys(seed: int, step: Int[Array, ""], rows: int) -> Key[Array, B]:
+def row_keys(seed: int, step: Int[Array, ""], rows: int) -> Key[Array, "B"]:
     """A dropout key for each row of the global batch of a step."""
     step_key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
     return jax.vmap(lambda row: jax.random.fold_in(step_key, row))(jnp.arange(rows))
@@ -108,7 +108,7 @@ def make_train_step(
 
 def make_eval_step(
     bound: Bound, objective: Objective
-) -> Callable[[Params, Batch, Int[Array, ""], Any], tuple[Sums, Float[Array, V]]]:
+) -> Callable[[Params, Batch, Int[Array, ""], Any], tuple[Sums, Float[Array, "V"]]]:
     """The step `(params, batch, seed, arguments) → (sums, counts of the targets by id)`, without dropout."""
 
     def step(params: Params, batch: Batch, seed: Array, arguments: Any) -> tuple[Sums, Array]:

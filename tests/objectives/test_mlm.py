@@ -1,4 +1,4 @@
-"""Masked-language-model training: loss and gradients against float64, packed as unpacked, and what is never computed."""
+"""Masked-language-model training: loss and gradients against float64, packed rows, and what is never computed."""
 
 import dataclasses
 import functools
