@@ -1,6 +1,6 @@
 """What drawing the masks costs: the time of `prepare` beside that of the whole training step, interleaved, as JSON.
 
-    python scripts/measure_masking.py CONFIG [--rows 32] [--length 128] [--repeats 15]
+python scripts/measure_masking.py CONFIG [--rows 32] [--length 128] [--repeats 15]
 """
 
 import argparse

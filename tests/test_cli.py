@@ -1,6 +1,7 @@
 """The command as people type it: help, exit codes, one clear line for bad input."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -50,7 +51,7 @@ def test_every_help_says_what_each_argument_is(name, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert f"usage: ctx-jax {name}" in shown
     lines = [line.strip("│ ") for line in shown.splitlines()]
-    for line, following in zip(lines, lines[1:], strict=False):
+    for line, following in itertools.pairwise(lines):
         if line.startswith("--") and not line.startswith("--help"):
             text = line.split("  ", 1)[1].strip() if "  " in line else following
             assert text, line

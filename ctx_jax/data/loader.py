@@ -24,7 +24,7 @@ from ctx_jax.errors import InputError
 READ_THREADS, READ_AHEAD = 2, 8
 # Grain's shuffle permutes at least 2^16 numbers and steps on until it meets one below R: 70 µs a row at R = 1,000, but
 # 0.5 ms at 100 and 7 ms at 5. Fewer rows are sorted by random numbers instead.
-GRAIN_ROWS = 1024
+GRAIN_ROWS = 256
 
 
 class Loader:

@@ -46,16 +46,24 @@ def test_equals_the_sum_by_hand(scale):
     np.testing.assert_allclose(out[tokens] / scale, expected[tokens] / scale, rtol=0, atol=1e-6 * scale)
 
 
-def test_bfloat16_rounds_operands_weights_and_result_and_not_the_scores():
-    query, key, value = (jnp.asarray(x * 4, jnp.bfloat16) for x in vectors())
+def test_bfloat16_rounds_weights_and_result():
+    query, key, value = (jnp.asarray(x, jnp.bfloat16) for x in vectors())
     out = attend(query, key, value, segment_mask(SEGMENTS))
     assert out.dtype == jnp.bfloat16
     expected = by_hand(*(np.asarray(x, np.float64) for x in (query, key, value)), SEGMENTS)
     tokens = SEGMENTS > 0
-    # Weights sum to one and are each 2⁻⁸ of themselves off at most, and so is the result. Scores (up to 40) rounded to
-    # bfloat16 would be 0.1 off, and the result as much.
-    bound = 2.1 * 2.0**-8 * np.abs(np.asarray(value, np.float64)).max()
+    # Weights sum to one and are each 2⁻⁸ of themselves off at most, and so is the result.
+    bound = 2 * 2.0**-8 * np.abs(np.asarray(value, np.float64)).max()
     np.testing.assert_allclose(np.asarray(out, np.float64)[tokens], expected[tokens], rtol=0, atol=bound)
+
+
+def test_bfloat16_does_not_round_the_scores():
+    """Scores of 64 and 64.25, which are one number in bfloat16."""
+    query = jnp.asarray([[8, 1, 0, 0], [0, 0, 0, 0]], jnp.bfloat16)[None, :, None]
+    key = jnp.asarray([[16, 0, 0, 0], [16, 0.5, 0, 0]], jnp.bfloat16)[None, :, None]
+    value = jnp.asarray([[0, 0, 0, 0], [1, 1, 1, 1]], jnp.bfloat16)[None, :, None]
+    out = attend(query, key, value, segment_mask(np.ones((1, 2), np.int32)))
+    np.testing.assert_allclose(np.asarray(out[0, 0, 0], np.float64), 1 / (1 + np.exp(-0.25)), rtol=2.0**-8)
 
 
 def test_dropout_takes_weights():
