@@ -122,10 +122,12 @@ def audit(command: Audit) -> int:
     from ctx_jax.data.audit import audit as run
     from ctx_jax.data.corpus import Corpus
     from ctx_jax.data.plan import RowsConfig
-    from ctx_jax.objectives.masking import prediction_counts
+    from ctx_jax.objectives.masking import prediction_counts, slots_needed
 
+    counts = prediction_counts(command.rate, command.length)
+    slots = slots_needed(counts, command.examples_per_row)
     rows = RowsConfig(length=command.length, kind=command.kind, examples_per_row=command.examples_per_row)
-    found = run(Corpus(command.corpus, command.split), rows, prediction_counts(command.rate, command.length))
+    found = run(Corpus(command.corpus, command.split), rows, counts, slots=slots)
     print(json.dumps(found.as_dict()) if command.json else found.text())
     return 0
 

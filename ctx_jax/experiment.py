@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import logging
 import os
 import pathlib
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -25,7 +26,7 @@ from ctx_jax.errors import InputError
 from ctx_jax.flops.devices import device_peak
 from ctx_jax.flops.transformer import TRAINING_FACTOR, bert_forward_flops
 from ctx_jax.models.bert import BertConfig, BertForPreTraining
-from ctx_jax.nn.parameters import Bound, count_parameters
+from ctx_jax.nn.parameters import Bound, Params, count_parameters
 from ctx_jax.objectives.masking import Vocabulary
 from ctx_jax.objectives.mlm import MaskedLM, MaskedLMObjective, unigram_entropy
 from ctx_jax.sharding import MeshShape, make_mesh, put_batch, replicated, tree_shardings
@@ -34,8 +35,6 @@ from ctx_jax.train.log import Log
 from ctx_jax.train.loop import LoopConfig, Progress, StopSignal, run
 from ctx_jax.train.optimizer import Optimizer
 from ctx_jax.train.step import init_state, make_eval_step, make_train_step
-
-logger = logging.getLogger("ctx_jax")
 
 CONFIG, LOG, COST, CHECKPOINTS, WEIGHTS, TOKENIZER = (
     "config.json", "log.jsonl", "cost.json", "checkpoints", "weights", "tokenizer"
@@ -184,10 +183,8 @@ def _pretrain(
         f" an epoch, {held_out.num_rows:,} held out; {mesh.size} {jax.devices()[0].device_kind} device(s)"
     )
 
-    with (
-        jax.set_mesh(mesh),
-        Checkpoints(workdir / CHECKPOINTS, keep_last=experiment.keep_checkpoints) as checkpoints,
-    ):
+    with jax.set_mesh(mesh), contextlib.ExitStack() as closing:
+        checkpoints = closing.enter_context(Checkpoints(workdir / CHECKPOINTS, keep_last=experiment.keep_checkpoints))
         like = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings
         )
@@ -197,7 +194,7 @@ def _pretrain(
         else:
             state, progress = restored.state, Progress(**restored.metadata["progress"])
             say(f"resuming from step {progress.step}")
-        log = Log(workdir / LOG, resume_step=progress.step, write=jax.process_index() == 0)
+        log = closing.enter_context(Log(workdir / LOG, resume_step=progress.step, write=jax.process_index() == 0))
 
         begin = time.perf_counter()
         batches = _device_batches(loader, experiment, progress.position, mesh)
@@ -248,15 +245,22 @@ def _pretrain(
         )
         if progress.step < experiment.steps:
             say(f"{stop.name}: saved step {progress.step}; the same command goes on from there")
-            log.close()
             return Outcome(progress.step, False)
         evaluation = evaluate(state.params)
         log(progress.step, "evaluation", evaluation)
-        log.close()
-        save_weights(workdir / WEIGHTS, state.params, {"step": progress.step})
+        _save_final_weights(workdir, state.params, progress.step)
     cost = cost_card(experiment, progress, flops, peak, mesh)
     _write_json(workdir / COST, cost | {"evaluation": evaluation})
     return Outcome(progress.step, True, evaluation, cost)
+
+
+def _save_final_weights(workdir: pathlib.Path, params: Params, step: int) -> None:
+    """Writes `weights/`; what an earlier end of the same run left there stays until the new ones are whole."""
+    new = workdir / f"{WEIGHTS}.new"
+    shutil.rmtree(new, ignore_errors=True)
+    save_weights(new, params, {"step": step})
+    shutil.rmtree(workdir / WEIGHTS, ignore_errors=True)
+    new.rename(workdir / WEIGHTS)
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:

@@ -50,7 +50,11 @@ class Log:
                 if isinstance(value, int | float):
                     self._board.add_scalar(f"{kind}/{name}", value, step)
 
-    def close(self) -> None:
+    def __enter__(self) -> Log:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Flushes and closes."""
         for sink in (self._file, self._board):
             if sink is not None:
