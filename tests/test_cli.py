@@ -99,7 +99,9 @@ def test_pretrain_overrides_and_refuses(tmp_path, capsys, topics_corpus):
     assert "model.vocab_size is 2000" in capsys.readouterr().err
     assert cli.main([*words, "--steps", "0"]) == 2
     assert "Experiment.steps is 0" in capsys.readouterr().err
-    assert cli.main([*words, "--model.activation", "gellu"]) == 2
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*words, "--model.activation", "gellu"])
+    assert ended.value.code == 2
     assert "did you mean 'gelu'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 

@@ -1,5 +1,6 @@
 """What the README shows is what happens."""
 
+import dataclasses
 import doctest
 import pathlib
 import re
@@ -9,6 +10,8 @@ import pytest
 
 from ctx_jax import cli
 from ctx_jax.experiment import pretrain
+from ctx_jax.train.optimizer import Optimizer
+from ctx_jax.train.schedules import Schedule
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -25,9 +28,8 @@ def home(tmp_path_factory, topics_corpus):
     build = f"data build python:topics --out {out} --train-vocab 2000 --holdout 0.12 --processes 1"
     assert cli.main(build.split()) == 0
     config = cli.load_config(ROOT / "configs" / "quickstart.py")
-    import dataclasses
-
-    short = dataclasses.replace(config, data=str(out), steps=3)
+    optimizer = Optimizer(config.optimizer.kind, Schedule("constant", 1e-3))
+    short = dataclasses.replace(config, data=str(out), steps=3, optimizer=optimizer)
     assert pretrain(short, folder / "runs" / "quickstart", show_progress=False).finished
     return folder
 

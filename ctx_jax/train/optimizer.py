@@ -43,9 +43,10 @@ class Optimizer:
     lamb_optimizer.py (which, unlike the paper, has no bias correction).
 
     Attributes:
-      kind: one of `KINDS`.
+      kind: `bert_adamw`, `adamw`, `lamb` or `adagrad`.
       schedule: the learning rate.
-      b1, b2: decay of the moving averages.
+      b1: decay of the moving average of the gradient.
+      b2: decay of the moving average of its square.
       eps: added to the root.
       weight_decay: per unit of learning rate.
       clip_norm: largest global norm of the gradients; infinity does not clip.

@@ -38,10 +38,10 @@ class Schedule:
     optimization.py, `create_optimizer`.
 
     Attributes:
-      kind: one of `KINDS`.
+      kind: the curve, by one of the names above.
       peak: highest learning rate.
       warmup_steps: steps of the warm-up; the first step of all is taken at 0.
-      total_steps: updates of the run; None until `over` says how many. The constant kinds do not look at it.
+      total_steps: updates of the run, which fills it in where it is None. The constant kinds do not look at it.
       end: last learning rate, of `linear` and `polynomial`.
       power: exponent, of `polynomial`.
       cycles: waves, of `cosine` (by default 0.5, one way down) and `cosine_hard_restarts` (by default 1).
