@@ -1,7 +1,13 @@
 """BERT-mini: 4 layers of width 256 (Turc et al. 2019), masked LM alone, on rows packed with whole sentences.
 
-ctx-jax data build TEXT… --out data/text --vocab vocab.txt --validation HELD_OUT…
-ctx-jax pretrain configs/bert_mini.py --workdir runs/bert_mini --data data/text
+    ctx-jax data build TEXT… --out data/text --vocab vocab.txt --validation HELD_OUT…
+    ctx-jax pretrain configs/bert_mini.py --workdir runs/bert_mini --data data/text
+
+Sized for an hour on a small machine. Run on 2026-11-23 on 2 shared cores of an AMD EPYC (Zen 4, no AMX), 54 minutes,
+jax 0.12.0, on 4.5 M of 78.6 M tokens of Wikipedia and books (BERT's uncased vocabulary): held-out masked-LM loss 6.734
+nats, accuracy 13.8 %, 1.52e14 FLOP in matrix products, 1,393 tokens/s (3,700 when the cores were free). Unigram entropy
+of the same 8,724 held-out tokens: 6.545. So this is a beginning, not a useful model; log, cost and how the run was cut
+are in results/bert_mini/.
 """
 
 from ctx_jax.data.plan import RowsConfig
@@ -27,7 +33,7 @@ config = Experiment(
     rows=RowsConfig(length=128, examples_per_row=8),
     objective=MaskedLM(),
     optimizer=Optimizer("adamw", Schedule("linear", 1e-3, warmup_steps=200), b2=0.98, eps=1e-6),
-    steps=2500,
+    steps=1250,
     batch_size=32,
     loop=LoopConfig(log_every=20, evaluate_every=500, checkpoint_every=250),
     evaluation=Evaluation(rows=512, batch_size=32),

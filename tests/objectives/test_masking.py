@@ -9,6 +9,7 @@ from scipy import stats
 from ctx_jax.arrays import Batch
 from ctx_jax.errors import InputError
 from ctx_jax.objectives.masking import Vocabulary, draw_masks, prediction_counts, slots_needed
+from ctx_jax.sharding import make_mesh, put_batch
 
 SPECIALS = (0, 1, 2, 3, 4)
 PAD, UNK, CLS, SEP, MASK = SPECIALS
@@ -283,3 +284,17 @@ def test_statistics_of_googles_own_instances(reference):
         counts = prediction_counts(args["masked_lm_prob"], args["max_seq_length"], args["max_predictions_per_seq"])
         for instance in found[name]["instances"]:
             assert len(instance["positions"]) == counts[len(instance["tokens"])]
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_masks_are_the_same_on_any_number_of_devices(count):
+    batch = rows_of(examples(np.random.default_rng(7), 60), range(60), 64, 3)
+    batch = Batch(*(x[:16] for x in batch))
+    words = vocabulary(np.random.default_rng(8))
+    counts = prediction_counts(0.15, 64)
+    slots = slots_needed(counts, 3)
+    alone = draw(batch, 3, counts, words, slots=slots, unit="word")
+    split = put_batch(batch, make_mesh(devices=jax.devices()[:count]))
+    assert len(split.input_ids.sharding.device_set) == count
+    for mine, theirs in zip(draw(split, 3, counts, words, slots=slots, unit="word"), alone, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
