@@ -174,7 +174,7 @@ def _pretrain(
     optimizer = replace(experiment.optimizer, schedule=experiment.optimizer.schedule.over(experiment.steps))
     schedule, transform = optimizer.schedule.build(), optimizer.build()
 
-    init = lambda key: init_state(bound, transform, key)  # noqa: E731
+    init = lambda key: init_state(bound, transform, key)
     init_key = jax.random.key(experiment.seed, impl="threefry2x32")
     shapes = jax.eval_shape(init, init_key)
     shardings = tree_shardings(shapes, mesh)
@@ -313,7 +313,7 @@ def _speaker(show: bool) -> Any:
 
 
 def _loader(corpus: Corpus, config: RowsConfig, what: str, show: bool) -> Loader:
-    bar = lambda documents: tqdm(documents, desc=f"planning {what}", unit="doc", disable=not show, leave=False)  # noqa: E731
+    bar = lambda documents: tqdm(documents, desc=f"planning {what}", unit="doc", disable=not show, leave=False)
     return Loader(corpus, config, make_plan(corpus.sentence_offsets, corpus.document_offsets, config, progress=bar))
 
 

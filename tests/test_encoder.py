@@ -36,7 +36,7 @@ def bound():
 @pytest.fixture(scope="module")
 def encoder(bound, topics_corpus):
     # Matrices eight times as large as at the start of training, so that attention is not uniform.
-    grow = lambda path, x: x * 8 if path[-1].key in ("kernel", "table") else x  # noqa: E731
+    grow = lambda path, x: x * 8 if path[-1].key in ("kernel", "table") else x
     params = jax.tree_util.tree_map_with_path(grow, bound.init(jax.random.key(0)))
     return Encoder(CONFIG, params, load_tokenizer(topics_corpus / "tokenizer"))
 

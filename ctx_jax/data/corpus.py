@@ -187,7 +187,7 @@ class _ArrayFile:
     """A one-dimensional uint32 .npy file that grows; its header, of fixed length, is written again at the end."""
 
     def __init__(self, path: pathlib.Path):
-        self._file = open(path, "wb")  # noqa: SIM115
+        self._file = open(path, "wb")  # noqa: SIM115 (closed by `close`)
         self._length = 0
         self._write_header()
 

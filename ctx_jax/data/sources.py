@@ -143,7 +143,7 @@ def read_documents(
     else:
         parts = _topic_parts(on_read) if source.name == _TOPICS else _tfds_parts(source, on_read)
     count = 0
-    for count, (identity, paragraphs, ends) in enumerate(parts, 1):  # noqa: B007
+    for count, (identity, paragraphs, ends) in enumerate(parts, 1):  # noqa: B007 (the count is read after the loop)
         if sentences != "lines":
             pieces = (piece.strip() for text in paragraphs for piece in sentencex.segment(language, text))
             paragraphs = [piece for piece in pieces if piece]

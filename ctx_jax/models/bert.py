@@ -80,7 +80,7 @@ class BertEmbeddings(nnx.Module):
     """LayerNorm(token + position + type): the three tables learnt, all of width D."""
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
-        make = lambda count: Embedding(count, config.hidden_size, stddev=config.initializer_range, rngs=rngs)  # noqa: E731
+        make = lambda count: Embedding(count, config.hidden_size, stddev=config.initializer_range, rngs=rngs)
         self.token = make(config.vocab_size)
         self.position = make(config.max_position_embeddings)
         self.type = make(config.type_vocab_size)

@@ -97,7 +97,7 @@ def _choose(
     segment, _, group, index = jax.lax.sort(
         (segment, jnp.take_along_axis(score, group, axis=1), group, index), dimension=1, num_keys=4
     )
-    same = lambda x: jnp.pad(x[:, 1:] == x[:, :-1], ((0, 0), (1, 0)))  # noqa: E731
+    same = lambda x: jnp.pad(x[:, 1:] == x[:, :-1], ((0, 0), (1, 0)))
     first = (~same(segment) | ~same(group)) & (segment < num_segments)
     # A group's size stands at its first token: the distance to where the next one begins.
     length = maskable.shape[1]
@@ -131,7 +131,7 @@ def _choose(
 
 def _random_ids(keys: Key[Array, "B P"], vocabulary: Vocabulary) -> Int[Array, "B P"]:
     """Uniform over the ids that are not special."""
-    draw = lambda key: jax.random.randint(key, (), 0, vocabulary.size - len(vocabulary.special_ids))  # noqa: E731
+    draw = lambda key: jax.random.randint(key, (), 0, vocabulary.size - len(vocabulary.special_ids))
     ids = jax.vmap(jax.vmap(draw))(keys)
     for special in vocabulary.special_ids:
         ids = ids + (ids >= special).astype(ids.dtype)

@@ -86,13 +86,13 @@ def make_train_step(
             gradients, sums = gradient(state.params, (prepared, keys))
         else:
             # Micro-batch a takes rows a, a + A, …: of every device's rows the same share.
-            split = lambda x: jnp.swapaxes(x.reshape(-1, accumulate, *x.shape[1:]), 0, 1)  # noqa: E731
+            split = lambda x: jnp.swapaxes(x.reshape(-1, accumulate, *x.shape[1:]), 0, 1)
             parts = jax.tree.map(split, (prepared, keys))
             start = jax.tree.map(
                 lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
                 jax.eval_shape(gradient, state.params, jax.tree.map(lambda x: x[0], parts)),
             )
-            add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(state.params, part)), None)  # noqa: E731
+            add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(state.params, part)), None)
             (gradients, sums), _ = jax.lax.scan(add, start, parts)
 
         updates, optimizer = transform.update(gradients, state.optimizer, state.params)

@@ -40,8 +40,8 @@ def large(tmp_path_factory):
     rng = random.Random(0)
     words = [*WORDS, "xyz"]
     weights = [2.0**-i for i in range(len(words))]
-    sentence = lambda: " ".join(rng.choices(words, weights, k=rng.choice([1, rng.randint(1, 20), 40])))  # noqa: E731
-    document = lambda: "\n".join(sentence() for _ in range(rng.randint(1, 9)))  # noqa: E731
+    sentence = lambda: " ".join(rng.choices(words, weights, k=rng.choice([1, rng.randint(1, 20), 40])))
+    document = lambda: "\n".join(sentence() for _ in range(rng.randint(1, 9)))
     return write_corpus(tmp_path_factory.mktemp("large"), "\n\n".join(document() for _ in range(150)))
 
 

@@ -26,7 +26,7 @@ CONFIGS = [
     RowsConfig(length=24, kind="pairs", examples_per_row=3, short_probability=0.8, duplicates=2, seed=1),
     RowsConfig(length=3, seed=1),  # so many rows that Grain shuffles them
 ]
-names = lambda config: f"{config.kind}-{config.examples_per_row}-{config.length}"  # noqa: E731
+names = lambda config: f"{config.kind}-{config.examples_per_row}-{config.length}"
 
 
 def write_corpus(path, documents):
@@ -34,7 +34,7 @@ def write_corpus(path, documents):
     (path / "vocab.txt").write_text(
         "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map("w{}".format, range(90))])
     )
-    lines = lambda document: "\n".join(" ".join(f"w{i - FIRST}" for i in sentence) for sentence in document)  # noqa: E731
+    lines = lambda document: "\n".join(" ".join(f"w{i - FIRST}" for i in sentence) for sentence in document)
     (path / "text").write_text("\n\n".join(map(lines, documents)))
     tokenizer = WordPiece(path / "vocab.txt")
     build({"train": [path / "text"]}, tokenizer, path / "out", processes=1, record_tokens=30, show_progress=False)
@@ -45,7 +45,7 @@ def write_corpus(path, documents):
 def documents():
     """80 documents of 1 to 8 sentences of 1 to 40 tokens."""
     rng = random.Random(0)
-    sentence = lambda: rng.choices(range(FIRST, FIRST + 90), k=rng.choice([1, 4, rng.randint(1, 40)]))  # noqa: E731
+    sentence = lambda: rng.choices(range(FIRST, FIRST + 90), k=rng.choice([1, 4, rng.randint(1, 40)]))
     return [[sentence() for _ in range(rng.choice([1, rng.randint(1, 8)]))] for _ in range(80)]
 
 
@@ -97,7 +97,7 @@ def expected_row(stream, plan, config, row, epoch):
         segments += [place + 1] * len(a + b)
         positions += range(len(a + b))
         examples[place], labels[place] = example, plan.next_sentence[example]
-    pad = lambda values, value=0: np.array([*values, *[value] * (config.length - len(values))], np.int32)  # noqa: E731
+    pad = lambda values, value=0: np.array([*values, *[value] * (config.length - len(values))], np.int32)
     return Batch(
         pad(ids, PAD),
         pad(types),

@@ -23,7 +23,7 @@ def random_documents(seed, count=40, longest=30):
     """Sentences of one token and far longer than a row, documents of one sentence and of many."""
     rng = random.Random(seed)
     lengths = (lambda: 1, lambda: rng.randint(1, longest), lambda: rng.randint(1, 8), lambda: rng.randint(1, 400))
-    sentence = lambda: rng.choices(lengths, (2, 8, 8, 1))[0]()  # noqa: E731
+    sentence = lambda: rng.choices(lengths, (2, 8, 8, 1))[0]()
     return [[sentence() for _ in range(rng.choice([1, 1, 2, 3, 10, 40]))] for _ in range(count)]
 
 
@@ -213,7 +213,7 @@ def test_truncation_takes_front_and_end_with_equal_probability():
 
 def test_plans_are_functions_of_their_options():
     boundaries = offsets(random_documents(3))
-    make = lambda **options: make_plan(*boundaries, RowsConfig(length=48, kind="pairs", **options))  # noqa: E731
+    make = lambda **options: make_plan(*boundaries, RowsConfig(length=48, kind="pairs", **options))
     first, again, other = make(seed=1, duplicates=2), make(seed=1, duplicates=2), make(seed=2, duplicates=2)
     for field in ("spans", "next_sentence", "rows", "order", "truncated_tokens"):
         assert np.array_equal(getattr(first, field), getattr(again, field))

@@ -28,7 +28,7 @@ def test_runs_the_layers_in_order_and_tells_each_its_number(remat, unroll):
 
     @quick_jit
     def run(params, x):
-        apply = lambda layer, x, index: jnp.tanh(layer(x)) + index.astype(jnp.float32)  # noqa: E731
+        apply = lambda layer, x, index: jnp.tanh(layer(x)) + index.astype(jnp.float32)
         stack = BOUND(params).layers
         last, nothing = run_layers(stack, apply, x, remat=remat, unroll=unroll)
         assert nothing is None

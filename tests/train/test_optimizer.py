@@ -169,7 +169,7 @@ def test_the_wrong_formulas_are_far_off(kind, wrong):
 
 
 def run_optax(transformation, params, grads):
-    single = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)  # noqa: E731
+    single = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
     params = single(params)
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
         state, update = transformation.init(params), jax.jit(transformation.update)
@@ -269,7 +269,7 @@ def test_state_is_donated_and_sharded(kind):
     expected, _ = run(Optimizer(kind, SCHEDULE), params, grads)
     transformation = Optimizer(kind, SCHEDULE).build()
     sharded, replicated = NamedSharding(mesh, PartitionSpec(None, "data")), NamedSharding(mesh, PartitionSpec())
-    put = lambda tree: jax.tree.map(lambda x: jax.device_put(x.astype(np.float32), sharded), tree)  # noqa: E731
+    put = lambda tree: jax.tree.map(lambda x: jax.device_put(x.astype(np.float32), sharded), tree)
     params = put(params)
     shapes = jax.eval_shape(transformation.init, params)
     shardings = jax.tree.map(lambda x: sharded if x.ndim else replicated, shapes)
