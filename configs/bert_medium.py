@@ -9,6 +9,7 @@ Not run here yet.
 
 from ctx_jax.data.plan import RowsConfig
 from ctx_jax.experiment import Experiment
+from ctx_jax.flops.budget import FlopBudget
 from ctx_jax.models.bert import BertConfig
 from ctx_jax.objectives.mlm import MaskedLM
 from ctx_jax.train.loop import LoopConfig
@@ -24,4 +25,5 @@ config = Experiment(
     steps=200_000,
     batch_size=256,
     loop=LoopConfig(log_every=100, evaluate_every=10_000, checkpoint_every=5_000),
+    flop_budget=FlopBudget(6.8e9, 128),
 )

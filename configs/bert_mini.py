@@ -12,6 +12,7 @@ are in results/bert_mini/.
 
 from ctx_jax.data.plan import RowsConfig
 from ctx_jax.experiment import Evaluation, Experiment
+from ctx_jax.flops.budget import FlopBudget
 from ctx_jax.models.bert import BertConfig
 from ctx_jax.objectives.mlm import MaskedLM
 from ctx_jax.train.loop import LoopConfig
@@ -32,9 +33,10 @@ config = Experiment(
     ),
     rows=RowsConfig(length=128, examples_per_row=8),
     objective=MaskedLM(),
-    optimizer=Optimizer("adamw", Schedule("linear", 1e-3, warmup_steps=200), b2=0.98, eps=1e-6),
-    steps=1250,
-    batch_size=32,
-    loop=LoopConfig(log_every=20, evaluate_every=500, checkpoint_every=250),
-    evaluation=Evaluation(rows=512, batch_size=32),
+    optimizer=Optimizer("adamw", Schedule("linear", 1e-3, warmup_steps=300), b2=0.98, eps=1e-6),
+    steps=6000,
+    batch_size=16,
+    loop=LoopConfig(log_every=50, evaluate_every=1000, checkpoint_every=250),
+    evaluation=Evaluation(rows=2048, batch_size=32),
+    flop_budget=FlopBudget(0.88e9, 128),
 )

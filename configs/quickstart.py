@@ -6,6 +6,7 @@ ctx-jax pretrain configs/quickstart.py --workdir runs/quickstart --data data/top
 
 from ctx_jax.data.plan import RowsConfig
 from ctx_jax.experiment import Evaluation, Experiment
+from ctx_jax.flops.budget import FlopBudget
 from ctx_jax.models.bert import BertConfig
 from ctx_jax.objectives.mlm import MaskedLM
 from ctx_jax.train.loop import LoopConfig
@@ -32,4 +33,5 @@ config = Experiment(
     batch_size=16,
     loop=LoopConfig(log_every=20, evaluate_every=400, checkpoint_every=400),
     evaluation=Evaluation(rows=256, repeats=4, batch_size=32),
+    flop_budget=FlopBudget(0.12e9, 128),
 )

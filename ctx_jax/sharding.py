@@ -21,6 +21,8 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     # feed-forward (Shoeybi et al. 2019, section 3).
     (r"layers/.*/qkv/kernel$", PartitionSpec(None, "fsdp", None, "tensor")),
     (r"layers/.*/qkv/bias$", PartitionSpec(None, None, "tensor")),
+    (r"layers/.*/gated_up/kernel$", PartitionSpec(None, "fsdp", None, "tensor")),
+    (r"layers/.*/gated_up/bias$", PartitionSpec(None, None, "tensor")),
     (r"layers/.*/up/kernel$", PartitionSpec(None, "fsdp", "tensor")),
     (r"layers/.*/up/bias$", PartitionSpec(None, "tensor")),
     (r"layers/.*/(out|down)/kernel$", PartitionSpec(None, "tensor", "fsdp")),

@@ -1,4 +1,4 @@
-"""What the README shows is what happens."""
+"""What the README and the docs show is what happens."""
 
 import dataclasses
 import doctest
@@ -15,7 +15,15 @@ from ctx_jax.train.schedules import Schedule
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+SNIPPETS = [
+    (f"{name} {number}", snippet)
+    for name, page in PAGES.items()
+    for number, snippet in enumerate(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+]
+COMMANDS = [
+    line for page in PAGES.values() for line in re.findall(r"^    (ctx-jax .*?)(?:  +#.*)?$", page, re.MULTILINE)
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +42,10 @@ def home(tmp_path_factory, topics_corpus):
     return folder
 
 
-@pytest.mark.parametrize("number", range(len(SNIPPETS)))
-def test_snippets(home, monkeypatch, number):
+@pytest.mark.parametrize(("name", "snippet"), SNIPPETS, ids=[name for name, _ in SNIPPETS])
+def test_snippets(home, monkeypatch, name, snippet):
     monkeypatch.chdir(home)
-    test = doctest.DocTestParser().get_doctest(SNIPPETS[number], {}, f"README {number}", "README.md", 0)
+    test = doctest.DocTestParser().get_doctest(snippet, {}, name, name, 0)
     assert test.examples
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     output = []
@@ -45,18 +53,44 @@ def test_snippets(home, monkeypatch, number):
     assert not runner.summarize(verbose=False).failed, "".join(output)
 
 
-def test_commands_exist_and_their_arguments_parse():
-    """Every `ctx-jax …` line of the README names a command and flags that its help knows."""
-    lines = re.findall(r"^    (ctx-jax .*?)(?:  +#.*)?$", README, re.MULTILINE)
-    assert len(lines) >= 5
-    for line in lines:
-        words = shlex.split(line)[1:]
-        name = " ".join(words[: 2 if words[0] == "data" else 1])
-        assert name in cli.COMMANDS, line
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_exist_with_their_flags(line, capsys, monkeypatch):
+    """Every `ctx-jax …` line of README and docs names a command and flags that its help knows."""
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(line)[1:]
+    name = next((n for n in (" ".join(words[:2]), words[0]) if n in cli.COMMANDS), None)
+    assert name, f"no such command: {line}"
+    config = [word for word in words if word.startswith("configs/") and (ROOT / word).exists()]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*name.split(), *config, "--help"])
+    assert ended.value.code == 0
+    known = set(re.findall(r"--[\w.-]+", capsys.readouterr().out))
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_the_readme_has_commands():
+    assert len([line for line in COMMANDS if line in README]) >= 5
+
+
+def test_the_table_of_costs_is_what_is_counted():
+    from ctx_jax.flops.architectures import encoder_cost
+    from ctx_jax.models.bert import BertConfig
+    from ctx_jax.models.elmo import ElmoConfig
+
+    models = {
+        "BERT-base": BertConfig(),
+        "ELMo": ElmoConfig(),
+        "`configs/bert_22g.py`": cli.load_config(ROOT / "configs" / "bert_22g.py").model,
+    }
+    rows = re.findall(r"^\| ([^,|]+), .*\| ([\d.]+) GFLOP \| ([\d.]+) GFLOP \|$", README, re.MULTILINE)
+    assert {name for name, *_ in rows} == set(models)
+    for name, *shown in rows:
+        counted = [encoder_cost(models[name], length=length).matrix_flops / 1e9 for length in (128, 512)]
+        assert shown == [f"{value:.2f}" for value in counted], name
 
 
 def test_files_that_the_readme_names_exist():
-    for name in re.findall(r"`((?:ctx_jax|configs|scripts)/[\w/.]*)`", README):
+    for name in re.findall(r"`((?:ctx_jax|configs|scripts|docs)/[\w/.]*)`", README):
         assert (ROOT / name).exists(), name
 
 

@@ -98,6 +98,15 @@ def test_every_parameter_goes_where_the_rules_say():
         assert spec == without_end(SPECS.get(path, P())), path
 
 
+def test_a_gated_feed_forward_is_split_like_a_plain_one():
+    mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2))
+    found = specs(shapes(gated=True), mesh)
+    assert found["encoder/layers/feed_forward/gated_up/kernel"] == P(None, "fsdp", None, "tensor")
+    assert found["encoder/layers/feed_forward/gated_up/bias"] == P(None, None, "tensor")
+    assert found["encoder/layers/feed_forward/down/kernel"] == P(None, "tensor", "fsdp")
+    assert not [path for path in found if "/up/" in path]
+
+
 @pytest.mark.parametrize("kind", ["bert_adamw", "lamb", "adagrad"])
 def test_moments_go_with_their_parameters(kind):
     mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2))

@@ -1,27 +1,36 @@
-"""Peak rates of devices: published for those people rent, measured for the processor at hand."""
+"""Peak rates of devices, published for those people rent and measured for the processor at hand; and the roofline."""
 
 from __future__ import annotations
 
 import functools
+import os
 import time
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from ctx_jax.errors import InputError, did_you_mean
+
 
 class Peak(NamedTuple):
-    """Dense matrix products of one device.
+    """What one device can do at best.
 
     Attributes:
-      bfloat16_flops_per_s: operands bfloat16, sums float32.
-      float32_flops_per_s: what a float32 training run can use: on NVIDIA's tensor cores TF32 is another type, so this
-        is the plain float32 rate there; TPUs multiply in bfloat16 by default, and have no other.
+      bfloat16_flops_per_s: dense matrix products with bfloat16 operands and float32 sums.
+      float32_flops_per_s: what a float32 run can use. On NVIDIA's tensor cores TF32 is another type, so this is the
+        plain float32 rate; TPUs multiply in bfloat16 unless told otherwise, and have no other rate.
+      bytes_per_s: of its memory.
+      memory_bytes: how much of it there is.
+      tile: to a multiple of which a matrix unit fills up every dimension of a product.
       source: where the figures come from.
     """
 
     bfloat16_flops_per_s: float
     float32_flops_per_s: float
+    bytes_per_s: float
+    memory_bytes: float
+    tile: int
     source: str
 
     def flops_per_s(self, dtype: str) -> float:
@@ -29,32 +38,91 @@ class Peak(NamedTuple):
         return self.bfloat16_flops_per_s if dtype == "bfloat16" else self.float32_flops_per_s
 
 
-_TPU = "cloud.google.com/tpu/docs, system architecture"
+_TPU = "Google Cloud TPU documentation, system architecture, per chip"
+_SHEET = "NVIDIA data sheet, without sparsity"
 PUBLISHED: dict[str, Peak] = {
-    "TPU v4": Peak(275e12, 275e12, _TPU),
-    "TPU v5 lite": Peak(197e12, 197e12, _TPU),
-    "TPU v5": Peak(459e12, 459e12, _TPU),
-    "TPU v6 lite": Peak(918e12, 918e12, _TPU),
-    "A100": Peak(312e12, 19.5e12, "NVIDIA A100 data sheet"),
-    "H100": Peak(989e12, 67e12, "NVIDIA H100 data sheet, SXM"),
-    "H200": Peak(989e12, 67e12, "NVIDIA H200 data sheet, SXM"),
-    "L4": Peak(121e12, 30.3e12, "NVIDIA L4 data sheet"),
+    "TPU v4": Peak(275e12, 275e12, 1228e9, 32e9, 128, _TPU),
+    "TPU v5 lite": Peak(197e12, 197e12, 819e9, 16e9, 128, _TPU),
+    "TPU v5": Peak(459e12, 459e12, 2765e9, 95e9, 128, _TPU),
+    "TPU v6 lite": Peak(918e12, 918e12, 1640e9, 32e9, 256, _TPU),
+    "A10": Peak(125e12, 31.2e12, 600e9, 24e9, 64, _SHEET),
+    "A100": Peak(312e12, 19.5e12, 1555e9, 40e9, 64, _SHEET),
+    "A100-SXM4-80GB": Peak(312e12, 19.5e12, 2039e9, 80e9, 64, _SHEET),
+    "A100 80GB PCIe": Peak(312e12, 19.5e12, 1935e9, 80e9, 64, _SHEET),
+    "L4": Peak(121e12, 30.3e12, 300e9, 24e9, 64, _SHEET),
+    "L40S": Peak(362e12, 91.6e12, 864e9, 48e9, 64, _SHEET),
+    "H100": Peak(989e12, 67e12, 3350e9, 80e9, 64, f"{_SHEET}, SXM"),
+    "H100 PCIe": Peak(756e12, 51e12, 2000e9, 80e9, 64, _SHEET),
+    "H200": Peak(989e12, 67e12, 4800e9, 141e9, 64, f"{_SHEET}, SXM"),
 }
-"""By `jax.Device.device_kind`, or a part of it; the longest name that fits counts. Dense, without sparsity."""
+"""By `jax.Device.device_kind`, or a part of it; the longest name that fits counts. Products dense, without sparsity.
+
+Devices without bfloat16 (T4, V100) are left out, and so are chips that JAX shows as two devices.
+"""
+
+_ALIASES = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}
 
 
 def device_peak(device: jax.Device | None = None) -> Peak | None:
     """The device's peak; for a processor measured here, once; None for a device that is not in the table."""
     device = device or jax.devices()[0]
-    if device.platform == "cpu":
+    return measured_cpu_peak() if device.platform == "cpu" else _longest(device.device_kind)
+
+
+def named_peak(name: str) -> Peak:
+    """The peak of a device by the name that people use: `H200`, `A100`, `v5e`, or `cpu` for the one at hand.
+
+    Raises:
+      InputError: nobody has published it here.
+    """
+    if name.lower() == "cpu":
         return measured_cpu_peak()
-    fitting = [name for name in PUBLISHED if name.lower() in device.device_kind.lower()]
+    peak = _longest(_ALIASES.get(name.lower(), name))
+    if peak is None:
+        names = ["cpu", *_ALIASES, *PUBLISHED]
+        raise InputError(f"device: found {name!r}{did_you_mean(name, names)}, expected one of {', '.join(names)}")
+    return peak
+
+
+def _longest(kind: str) -> Peak | None:
+    # Word by word: L4 is no part of L40S.
+    words = f" {kind.lower().replace('-', ' ')} "
+    fitting = [name for name in PUBLISHED if f" {name.lower().replace('-', ' ')} " in words]
     return PUBLISHED[max(fitting, key=len)] if fitting else None
+
+
+class Roofline(NamedTuple):
+    """The least time that a device needs (Williams et al. 2009).
+
+    Attributes:
+      seconds: the larger of the two times below: products and memory traffic overlap at best.
+      compute_seconds: FLOPs over peak.
+      memory_seconds: bytes over bandwidth.
+      flops_per_byte: what the work has; the device's own ratio is where the two times meet.
+      bound: which of the two it is.
+    """
+
+    seconds: float
+    compute_seconds: float
+    memory_seconds: float
+    flops_per_byte: float
+    bound: Literal["compute", "memory"]
+
+    def share_of_peak(self, seconds: float) -> float:
+        """Of a run that took so long: the device's peak that its products used."""
+        return self.compute_seconds / seconds
+
+
+def roofline(matrix_flops: float, bytes_moved: float, peak: Peak, dtype: str) -> Roofline:
+    """Time at best for so much work on one device."""
+    compute, memory = matrix_flops / peak.flops_per_s(dtype), bytes_moved / peak.bytes_per_s
+    bound = "compute" if compute >= memory else "memory"
+    return Roofline(max(compute, memory), compute, memory, matrix_flops / max(bytes_moved, 1), bound)
 
 
 @functools.cache
 def measured_cpu_peak(size: int = 1536, seconds: float = 0.4) -> Peak:
-    """Best rate of square products over a few tenths of a second a type, all cores at work.
+    """Best rate of square products, and of a copy, over a few tenths of a second each, all cores at work.
 
     With `--xla_force_host_platform_device_count` each of the devices is the whole processor; the peak is that of all of
     them together.
@@ -62,17 +130,31 @@ def measured_cpu_peak(size: int = 1536, seconds: float = 0.4) -> Peak:
     return Peak(
         _fastest_product(jnp.bfloat16, size, seconds),
         _fastest_product(jnp.float32, size, seconds),
-        f"measured here, {size} × {size} products",
+        _fastest_copy(1 << 25, seconds),
+        _memory_bytes(),
+        16,
+        f"measured here: {size} × {size} products, a copy of 128 MiB",
     )
 
 
 def _fastest_product(dtype: jnp.dtype, size: int, seconds: float) -> float:
-    a = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a: jax.lax.dot_general(a, a, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32))
-    product(a).block_until_ready()
+    return 2 * size**3 / _shortest(product, jnp.ones((size, size), dtype), seconds)
+
+
+def _fastest_copy(values: int, seconds: float) -> float:
+    return 2 * 4 * values / _shortest(jax.jit(lambda a: a + 1), jnp.ones(values, jnp.float32), seconds)
+
+
+def _shortest(function: jax.stages.Wrapped, argument: jax.Array, seconds: float) -> float:
+    function(argument).block_until_ready()
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         start = time.perf_counter()
-        product(a).block_until_ready()
+        function(argument).block_until_ready()
         best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    return best
+
+
+def _memory_bytes() -> float:
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

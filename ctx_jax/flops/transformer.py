@@ -1,41 +1,131 @@
-"""FLOPs of BERT's matrix products, by formula. 1 multiply-add = 2 FLOP.
+"""What BERT costs, by formula. Per layer and row of T tokens, width D, H heads, feed-forward width F:
 
-Counted are matrix products only: per layer and row of T tokens, width D, feed-forward width F,
-
-    query, key, value   3 · 2·T·D·D      scores    2·T·T·D      feed-forward   2 · 2·T·D·F
+    query, key, value   3 · 2·T·D·D      scores    2·T·T·D      feed-forward   2 · 2·T·D·F   (gated 3 · 2·T·D·F)
     output projection       2·T·D·D      context   2·T·T·D
 
-and, for each of P predictions, 2·D·D + 2·D·V in the masked-LM head; for each of S examples 2·D·D in the pooler and
-2·D·2 in the next-sentence classifier. Left out are look-ups, norms, activations, softmax, biases and dropout: less than
-one per cent of BERT-base, and no device counts them towards its peak. A backward pass takes two products for each of
-the forward pass: training is three times forward. Padding is counted: the device computes it.
+in matrix products, and the rest as parts.py derives it. Local attention of window W scores 3·W keys a query instead of
+T, in whole blocks. A masked-LM head costs 2·D·D + 2·D·V a prediction, a pooler
+2·D·D an example, the next-sentence classifier 2·D·2.
+
+Computed again in the backward pass: with `remat="all"` every product of every layer (LayerNorm's gradient needs the
+sums, and so the last product too); with `remat="dots"` scores and context only.
 """
 
 from __future__ import annotations
 
+from ctx_jax.flops.parts import (
+    ACTIVATION_FLOPS,
+    PARAMETER_BYTES,
+    Cost,
+    Part,
+    affine,
+    elementwise,
+    layer_norm,
+    merge,
+    softmax,
+    table,
+    times,
+)
 from ctx_jax.models.bert import BertConfig
+from ctx_jax.nn.attention import is_blocked
 
-TRAINING_FACTOR = 3
+BYTES = {"float32": 4, "bfloat16": 2}
+"""Of a value, by the type of the computation."""
 
 
-def bert_forward_flops(
-    config: BertConfig, length: int, *, predictions: int = 0, examples: int = 0, next_sentence: bool = False
-) -> dict[str, int]:
-    """Forward FLOPs of one row, by part.
+def bert_cost(
+    config: BertConfig,
+    *,
+    rows: int,
+    length: int,
+    predictions: int = 0,
+    examples: int = 0,
+    next_sentence: bool = False,
+    masked_lm: bool = False,
+) -> Cost:
+    """A forward pass by part.
 
     Args:
       config: sizes.
+      rows: B.
       length: T.
-      predictions: P, slots of the masked-LM head; 0 leaves the head out.
-      examples: S, `[CLS]` vectors that are pooled; 0 leaves the pooler out.
-      next_sentence: count the classifier on the pooled vectors too.
+      predictions: P of a row, slots of the masked-LM head.
+      examples: S of a row, `[CLS]` vectors that are pooled.
+      next_sentence: with the classifier on the pooled vectors.
+      masked_lm: with the masked-LM head, even where it predicts nothing: its parameters are there.
     """
-    t, d, f, layers = length, config.hidden_size, config.intermediate_size, config.num_layers
-    return {
-        "attention projections": layers * 4 * 2 * t * d * d,
-        "attention scores": layers * 2 * 2 * t * t * d,
-        "feed-forward": layers * 2 * 2 * t * d * f,
-        "masked-LM head": predictions * (2 * d * d + 2 * d * config.vocab_size),
-        "pooler": examples * 2 * d * d,
-        "next sentence": examples * 2 * d * 2 if next_sentence else 0,
-    }
+    size = BYTES[config.dtype]
+    vectors, width, layers = rows * length, config.hidden_size, config.num_layers
+    keys, queries = _scored(config, length)
+    pairs = rows * queries * keys
+    per_layer = [
+        merge(
+            "attention projections",
+            [affine(vectors, width, 3 * width, size=size), affine(vectors, width, width, size=size)],
+            again=config.remat == "all",
+        ),
+        merge(
+            "attention scores",
+            [
+                Part("", 2 * 2 * pairs * width, bytes_moved=4 * size * vectors * width),
+                elementwise(pairs * config.num_heads),
+            ],
+            again=config.remat != "none",
+        ),
+        softmax(rows * queries * config.num_heads, keys),
+        merge("feed-forward", _feed_forward(config, vectors, size), again=config.remat == "all"),
+        merge("norms and residuals", [times(layer_norm(vectors, width), 2), elementwise(2 * vectors * width)]),
+    ]
+    embeddings = [
+        table(vectors, count, width)
+        for count in (config.vocab_size, config.max_position_embeddings, config.type_vocab_size)
+    ]
+    parts = [
+        merge("embeddings", [*embeddings, elementwise(2 * vectors * width), layer_norm(vectors, width)]),
+        *(times(part, layers) for part in per_layer),
+    ]
+    if config.pooler:
+        pooled = rows * examples
+        parts.append(merge("pooler", [affine(pooled, width, width, size=size), elementwise(pooled * width)]))
+    if masked_lm:
+        parts.append(merge("masked-LM head", _masked_lm(config, rows * predictions, size)))
+    if next_sentence:
+        parts.append(merge("next sentence", [affine(rows * examples, width, 2, size=size)]))
+    return Cost(rows, length, tuple(parts))
+
+
+def _scored(config: BertConfig, length: int) -> tuple[int, int]:
+    """(keys a query is scored with, queries of a row): local attention fills the last block up."""
+    window = config.attention_window
+    if not is_blocked(length, window):
+        return length, length
+    return 3 * window, -(-length // window) * window
+
+
+def _feed_forward(config: BertConfig, vectors: int, size: int) -> list[Part]:
+    width, inner = config.hidden_size, config.intermediate_size
+    gate = [elementwise(vectors * inner)] if config.gated else []
+    return [
+        affine(vectors, width, (1 + config.gated) * inner, size=size),
+        elementwise(vectors * inner, ACTIVATION_FLOPS[config.activation]),
+        *gate,
+        affine(vectors, inner, width, size=size),
+    ]
+
+
+def _masked_lm(config: BertConfig, predictions: int, size: int) -> list[Part]:
+    """Dense, activation, LayerNorm, and the product with the token table, which belongs to the embeddings."""
+    width, vocabulary = config.hidden_size, config.vocab_size
+    logits_bytes, table_bytes = 4 * predictions * vocabulary, PARAMETER_BYTES * vocabulary * width
+    return [
+        affine(predictions, width, width, size=size),
+        elementwise(predictions * width, ACTIVATION_FLOPS[config.activation]),
+        layer_norm(predictions, width),
+        Part(
+            "logits",
+            matrix_flops=2 * predictions * width * vocabulary,
+            other_flops=predictions * vocabulary,
+            parameters=vocabulary,
+            bytes_moved=size * predictions * width + logits_bytes + table_bytes,
+        ),
+    ]

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from ctx_jax.arrays import Representations
 from ctx_jax.errors import InputError, did_you_mean
 from ctx_jax.models.heads import MaskedLMHead, Pooler
-from ctx_jax.nn.attention import SelfAttention, segment_mask
+from ctx_jax.nn.attention import SelfAttention, attention_mask
 from ctx_jax.nn.dropout import dropout, fold
 from ctx_jax.nn.embedding import Embedding
 from ctx_jax.nn.feed_forward import ACTIVATIONS, FeedForward
@@ -41,6 +41,10 @@ class BertConfig:
     """Token types: A and B."""
     activation: str = "gelu"
     """`gelu` (exact), `gelu_tanh`, `relu` or `silu`."""
+    gated: bool = False
+    """Feed-forward with a gate (Shazeer 2020): three matrices instead of two."""
+    attention_window: int | None = None
+    """How far away a token sees; None is the whole example. Not BERT's, but a way to save FLOPs on long rows."""
     hidden_dropout: float = 0.1
     """Of the embeddings and of what attention and feed-forward add."""
     attention_dropout: float = 0.1
@@ -71,6 +75,8 @@ class BertConfig:
                 f"BertConfig.activation is {self.activation!r}, expected one of {', '.join(ACTIVATIONS)}"
                 + did_you_mean(self.activation, ACTIVATIONS)
             )
+        if self.attention_window is not None and self.attention_window < 1:
+            raise InputError(f"BertConfig.attention_window is {self.attention_window}, expected at least 1, or None")
         for name in ("hidden_dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"BertConfig.{name} is {getattr(self, name)}, expected at least 0 and below 1")
@@ -104,7 +110,12 @@ class BertLayer(nnx.Module):
         )
         self.attention_norm = LayerNorm(width, eps=config.layer_norm_eps)
         self.feed_forward = FeedForward(
-            width, config.intermediate_size, activation=config.activation, stddev=stddev, rngs=rngs
+            width,
+            config.intermediate_size,
+            activation=config.activation,
+            gated=config.gated,
+            stddev=stddev,
+            rngs=rngs,
         )
         self.feed_forward_norm = LayerNorm(width, eps=config.layer_norm_eps)
 
@@ -160,7 +171,7 @@ class Bert(nnx.Module):
         config = self.config
         x = self.embeddings(input_ids, token_type_ids, positions).astype(config.dtype)
         x = dropout(x, config.hidden_dropout, fold(dropout_keys, config.num_layers))
-        mask = segment_mask(segment_ids)
+        mask = attention_mask(segment_ids, config.attention_window)
         last, layers = run_layers(
             self.layers,
             lambda layer, x, index: layer(x, mask, fold(dropout_keys, index)),

@@ -1,4 +1,4 @@
-"""Two affine maps with an activation between (Vaswani et al. 2017, equation 2)."""
+"""Two affine maps with an activation between (Vaswani et al. 2017, equation 2), gated or not (Shazeer 2020)."""
 
 from __future__ import annotations
 
@@ -21,13 +21,26 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class FeedForward(nnx.Module):
-    """y = activation(x W₁ + b₁) W₂ + b₂."""
+    """y = activation(x W₁ + b₁) W₂ + b₂; gated, y = (activation(x W₁ + b₁) · (x V + c)) W₂ + b₂.
 
-    def __init__(self, width: int, intermediate: int, *, activation: str, stddev: float, rngs: nnx.Rngs):
+    Attributes:
+      up: Linear D → F, or None when gated.
+      gated_up: Linear D → [2, F], W₁ and V in one product; or None.
+      down: Linear F → D.
+    """
+
+    def __init__(
+        self, width: int, intermediate: int, *, activation: str, stddev: float, rngs: nnx.Rngs, gated: bool = False
+    ):
         self.activation = activation
-        self.up = Linear(width, intermediate, stddev=stddev, rngs=rngs)
+        self.up = None if gated else Linear(width, intermediate, stddev=stddev, rngs=rngs)
+        self.gated_up = Linear(width, (2, intermediate), stddev=stddev, rngs=rngs) if gated else None
         self.down = Linear(intermediate, width, stddev=stddev, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """Applies both maps to the last axis."""
-        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+        activation = ACTIVATIONS[self.activation]
+        if self.gated_up is None:
+            return self.down(activation(self.up(x)))
+        both = self.gated_up(x)
+        return self.down(activation(both[..., 0, :]) * both[..., 1, :])

@@ -124,10 +124,10 @@ def _is_weight(names: list[str]) -> bool:
 
 
 def _matrix_axes(names: list[str], ndim: int) -> tuple[int, ...]:
-    """Axes over which one weight matrix extends: without that of the layers, and that of query, key and value."""
+    """Axes over which one weight matrix extends: without that of the layers, and that of matrices stored as one."""
     stacked = int("layers" in names)
     axes = range(stacked, ndim)
-    if "qkv" in names:  # [L?, D, 3, D]: three matrices of the original, stored as one for speed
+    if {"qkv", "gated_up"} & set(names):  # [L?, D, 3, D], [L?, D, 2, F]: several matrices, stored as one for speed
         axes = (axis for axis in axes if axis != stacked + 1)
     return tuple(axes)
 

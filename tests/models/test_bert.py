@@ -30,6 +30,8 @@ SIZES = {
     "wide heads": BertConfig(57, 48, 2, 2, 40, 30, type_vocab_size=3, activation="gelu_tanh"),
     "many heads": BertConfig(40, 40, 2, 10, 16, 24, activation="silu", layer_norm_eps=1e-5),
     "small": SMALL,
+    "gated": dataclasses.replace(SMALL, gated=True),
+    "local": dataclasses.replace(SMALL, attention_window=3),
     "deep": dataclasses.replace(SMALL, num_layers=12, activation="relu"),
 }
 
@@ -45,6 +47,7 @@ def numbers(config):
         "num_heads": config.num_heads,
         "activation": config.activation,
         "eps": config.layer_norm_eps,
+        "window": config.attention_window,
     }
 
 
@@ -360,6 +363,7 @@ def test_an_unknown_id_or_position_is_seen():
         ("activation", "gelu_tahn", "did you mean 'gelu_tanh'"),
         ("hidden_dropout", 1.0, "hidden_dropout is 1.0"),
         ("attention_dropout", -0.1, "attention_dropout is -0.1"),
+        ("attention_window", 0, "attention_window is 0"),
     ],
 )
 def test_impossible_configs_are_refused(field, value, words):

@@ -7,18 +7,18 @@ import pytest
 from oracles.bert import softmax
 from oracles.compiling import quick_jit
 
-from ctx_jax.nn.attention import dot_product_attention, segment_mask
+from ctx_jax.nn.attention import attention_mask, dot_product_attention, segment_mask
 
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 0, 0], [0, 1, 1, 0, 1, 2, 0]], np.int32)
 attend = quick_jit(dot_product_attention, static_argnames="dropout_rate")
 
 
-def by_hand(query, key, value, segments):
-    """Query by query, over the keys of its segment alone; NaN at padding."""
+def by_hand(query, key, value, segments, window=np.inf):
+    """Query by query, over the keys of its segment within the window alone; NaN at padding."""
     out = np.full(query.shape, np.nan)
     for b, t, h in np.ndindex(query.shape[:3]):
         if segments[b, t]:
-            seen = segments[b] == segments[b, t]
+            seen = (segments[b] == segments[b, t]) & (np.abs(np.arange(segments.shape[1]) - t) <= window)
             weights = softmax(key[b, seen, h] @ query[b, t, h] / np.sqrt(query.shape[-1]))
             out[b, t, h] = weights @ value[b, seen, h]
     return out
@@ -44,6 +44,22 @@ def test_equals_the_sum_by_hand(scale):
     expected = by_hand(*(x.astype(np.float64) for x in (query, key, value)), SEGMENTS)
     tokens = SEGMENTS > 0
     np.testing.assert_allclose(out[tokens] / scale, expected[tokens] / scale, rtol=0, atol=1e-6 * scale)
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 6, 100])
+@pytest.mark.parametrize("length", [1, 7, 12, 19])
+def test_local_attention_equals_the_sum_by_hand(window, length):
+    """Blocked where three windows are less than the row, whole blocks or not; a plain mask where not."""
+    rng = np.random.default_rng(length)
+    query, key, value = rng.normal(size=(3, 2, length, 3, 5)).astype(np.float32)
+    segments = np.sort(rng.integers(1, 4, (2, length)), axis=1).astype(np.int32)
+    segments[0, length - length // 4 :] = 0
+    mask = quick_jit(attention_mask, static_argnums=1)(segments, window)
+    assert mask.ndim == (5 if 3 * window < length else 4)
+    out = np.asarray(attend(query, key, value, mask))
+    assert out.shape == query.shape
+    expected = by_hand(*(x.astype(np.float64) for x in (query, key, value)), segments, window)
+    np.testing.assert_allclose(out[segments > 0], expected[segments > 0], rtol=0, atol=2e-6)
 
 
 def test_bfloat16_rounds_weights_and_result():

@@ -30,26 +30,28 @@ def softmax(x):
     return e / e.sum(-1, keepdims=True)
 
 
-def attend(w, layer, x, num_heads):
-    """One text alone, [N, D]; returns the context and the weights [H, N, N]."""
+def attend(w, layer, x, num_heads, window=None):
+    """One text alone, [N, D]; returns the context and the weights [H, N, N]. A token sees `window` tokens far."""
     q, k, v = (dense(w, f"{layer}/attention/self/{name}", x) for name in ("query", "key", "value"))
     size = x.shape[-1] // num_heads
+    place = np.arange(len(x))
+    seen = np.abs(place[:, None] - place) <= (len(x) if window is None else window)
     context, weights = np.zeros_like(x), []
     for head in range(num_heads):
         of_head = slice(head * size, (head + 1) * size)
-        weights.append(softmax(q[:, of_head] @ k[:, of_head].T / np.sqrt(size)))
+        weights.append(softmax(np.where(seen, q[:, of_head] @ k[:, of_head].T / np.sqrt(size), -np.inf)))
         context[:, of_head] = weights[-1] @ v[:, of_head]
     return context, np.stack(weights)
 
 
-def encode_text(w, ids, types, positions, *, num_layers, num_heads, activation, eps=1e-12):
+def encode_text(w, ids, types, positions, *, num_layers, num_heads, activation, eps=1e-12, window=None):
     """All layers [L + 1, N, D] and attention weights [L, H, N, N] of one text that stands alone."""
     x = w["bert/embeddings/word_embeddings"][ids] + w["bert/embeddings/position_embeddings"][positions]
     x = layer_norm(w, "bert/embeddings/LayerNorm", x + w["bert/embeddings/token_type_embeddings"][types], eps)
     layers, attentions = [x], []
     for number in range(num_layers):
         layer = f"bert/encoder/layer_{number}"
-        context, weights = attend(w, layer, x, num_heads)
+        context, weights = attend(w, layer, x, num_heads, window)
         x = layer_norm(
             w,
             f"{layer}/attention/output/LayerNorm",
@@ -57,6 +59,8 @@ def encode_text(w, ids, types, positions, *, num_layers, num_heads, activation, 
             eps,
         )
         inner = ACTIVATIONS[activation](dense(w, f"{layer}/intermediate/dense", x))
+        if f"{layer}/intermediate/gated/kernel" in w:
+            inner = inner * dense(w, f"{layer}/intermediate/gated", x)
         x = layer_norm(w, f"{layer}/output/LayerNorm", x + dense(w, f"{layer}/output/dense", inner), eps)
         layers.append(x)
         attentions.append(weights)

@@ -74,6 +74,11 @@ def original_names(params):
             for leaf, own in LEAVES.items():
                 if (values := ours.get(f"encoder/layers/{path}/{own}")) is not None:
                     found[f"{at}/{name}/{leaf}"] = values[layer]
+        if "encoder/layers/feed_forward/gated_up/kernel" in ours:
+            for which, name in enumerate(("dense", "gated")):
+                for leaf in ("kernel", "bias"):
+                    values = ours[f"encoder/layers/feed_forward/gated_up/{leaf}"]
+                    found[f"{at}/intermediate/{name}/{leaf}"] = values[layer].take(which, axis=-2)
         for which, name in enumerate(("query", "key", "value")):
             found[f"{at}/attention/self/{name}/kernel"] = ours["encoder/layers/attention/qkv/kernel"][layer, :, which]
             found[f"{at}/attention/self/{name}/bias"] = ours["encoder/layers/attention/qkv/bias"][layer, which]

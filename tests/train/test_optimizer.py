@@ -20,6 +20,7 @@ DECAYED = {
     "embeddings/token/table",
     "layers/attention/qkv/kernel",
     "layers/attention/out/kernel",
+    "layers/feed_forward/gated_up/kernel",
     "layers/norm/matrix",
     "pooler/kernel",
 }
@@ -43,6 +44,7 @@ def tree(rng, scale=1.0, dtype=np.float64):
                 "qkv": {"kernel": array(3, 4, 3, 4), "bias": array(3, 3, 4)},
                 "out": {"kernel": array(3, 4, 4)},
             },
+            "feed_forward": {"gated_up": {"kernel": array(3, 4, 2, 6)}},
             "norm": {"scale": array(3, 4), "bias": array(3, 4), "matrix": array(3, 2, 5)},
         },
         "pooler": {"kernel": array(4, 4), "bias": array(4)},
@@ -71,7 +73,8 @@ def learning_rate(step):
 def matrices(name, leaf):
     """Index of each weight matrix of a leaf, as the original models store them."""
     layers = [(layer,) for layer in range(3)] if name.startswith("layers") else [()]
-    parts = [(slice(None), which) for which in range(3)] if "qkv/kernel" in name else [()]
+    stored_as_one = 3 if "qkv/kernel" in name else 2 if "gated_up/kernel" in name else 0
+    parts = [(slice(None), which) for which in range(stored_as_one)] or [()]
     return [layer + part for layer in layers for part in parts]
 
 

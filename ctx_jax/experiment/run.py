@@ -1,4 +1,4 @@
-"""A whole pre-training run: what it consists of, and how it is put together."""
+"""Runs an experiment: data, state, steps, checkpoints, and the directory that holds it all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pathlib
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import jax
@@ -23,79 +23,20 @@ from ctx_jax.data.corpus import Corpus
 from ctx_jax.data.loader import Loader
 from ctx_jax.data.plan import RowsConfig, make_plan
 from ctx_jax.errors import InputError
-from ctx_jax.flops.devices import device_peak
-from ctx_jax.flops.transformer import TRAINING_FACTOR, bert_forward_flops
-from ctx_jax.models.bert import BertConfig, BertForPreTraining
+from ctx_jax.experiment.assembly import assemble, vocabulary_of
+from ctx_jax.experiment.config import Evaluation, Experiment
+from ctx_jax.experiment.cost import cost_card, peak_flops_per_s, step_cost
 from ctx_jax.nn.parameters import Bound, Params, count_parameters
-from ctx_jax.objectives.masking import Vocabulary
-from ctx_jax.objectives.mlm import MaskedLM, MaskedLMObjective, unigram_entropy
-from ctx_jax.sharding import MeshShape, make_mesh, put_batch, replicated, tree_shardings
+from ctx_jax.objectives.mlm import MaskedLMObjective, unigram_entropy
+from ctx_jax.sharding import make_mesh, put_batch, replicated, tree_shardings
 from ctx_jax.text.tokenizer import Tokenizer
 from ctx_jax.train.log import Log
-from ctx_jax.train.loop import LoopConfig, Progress, StopSignal, run
-from ctx_jax.train.optimizer import Optimizer
-from ctx_jax.train.step import init_state, make_eval_step, make_train_step
+from ctx_jax.train.loop import Progress, StopSignal, run
+from ctx_jax.train.step import init_state, make_eval_step
 
 CONFIG, LOG, COST, CHECKPOINTS, WEIGHTS, TOKENIZER = (
     "config.json", "log.jsonl", "cost.json", "checkpoints", "weights", "tokenizer"
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Held-out evaluation: the same rows and the same masks every time."""
-
-    rows: int = 1024
-    """At most so many rows of the validation split, evenly spread over it."""
-    repeats: int = 1
-    """How often each row is masked anew."""
-    batch_size: int = 64
-    """Rows at once."""
-    seed: int = 20181011
-    """Of the masks."""
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One reproducible pre-training run."""
-
-    data: str
-    """Folder of a tokenised corpus, as `ctx-jax data build` writes it."""
-    model: BertConfig
-    rows: RowsConfig = RowsConfig()
-    objective: MaskedLM = MaskedLM()
-    optimizer: Optimizer = Optimizer()
-    """A schedule whose `total_steps` is left open runs over `steps`."""
-    steps: int = 1000
-    """Updates of the whole run."""
-    batch_size: int = 64
-    """Rows of a step, over all devices and micro-batches."""
-    accumulate: int = 1
-    """Micro-batches a step is split into."""
-    loop: LoopConfig = LoopConfig()
-    evaluation: Evaluation = Evaluation()
-    mesh: MeshShape = MeshShape()
-    keep_checkpoints: int = 3
-    """The newest so many."""
-    seed: int = 0
-    """Of parameters, masks and dropout; the order of the rows has its own in `rows`."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise InputError(f"Experiment.{name} is {getattr(self, name)}, expected at least 1")
-        if self.batch_size % self.accumulate:
-            raise InputError(
-                f"Experiment.batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}"
-            )
-        if self.rows.length > self.model.max_position_embeddings:
-            raise InputError(
-                f"Experiment.rows.length {self.rows.length} is more than model.max_position_embeddings"
-                f" {self.model.max_position_embeddings}"
-            )
-        self.optimizer.schedule.over(self.steps)  # raises when the warm-up does not fit
-        if self.objective.next_sentence and (self.rows.kind != "pairs" or not self.model.pooler):
-            raise InputError("Experiment.objective.next_sentence needs rows.kind 'pairs' and model.pooler")
 
 
 @dataclass(frozen=True)
@@ -164,15 +105,7 @@ def _pretrain(
 
     loader = _loader(corpus, experiment.rows, "rows", show_progress)
     held_out = _loader(Corpus(experiment.data, "validation"), experiment.rows, "held-out rows", show_progress)
-    objective = MaskedLMObjective(
-        experiment.objective,
-        vocabulary_of(tokenizer),
-        length=experiment.rows.length,
-        examples_per_row=experiment.rows.examples_per_row,
-    )
-    bound = Bound(lambda rngs: BertForPreTraining(model, rngs=rngs))
-    optimizer = replace(experiment.optimizer, schedule=experiment.optimizer.schedule.over(experiment.steps))
-    schedule, transform = optimizer.schedule.build(), optimizer.build()
+    bound, objective, transform, schedule, step = assemble(experiment, vocabulary_of(tokenizer))
 
     init = lambda key: init_state(bound, transform, key)
     init_key = jax.random.key(experiment.seed, impl="threefry2x32")
@@ -199,24 +132,13 @@ def _pretrain(
         begin = time.perf_counter()
         batches = _device_batches(loader, experiment, progress.position, mesh)
         first = next(batches)
-        step = jax.jit(
-            make_train_step(
-                bound,
-                objective,
-                transform,
-                mask_seed=experiment.seed,
-                dropout_seed=experiment.seed + 1,
-                accumulate=experiment.accumulate,
-            ),
-            donate_argnums=0,
-            out_shardings=(shardings, replicated(mesh)),
-        )
-        compiled = step.lower(state, first, objective.arguments).compile()
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+        compiled = jitted.lower(state, first, objective.arguments).compile()
         say(f"compiled in {time.perf_counter() - begin:.1f} s")
         evaluate = _evaluator(bound, objective, held_out, experiment.evaluation, mesh)
 
-        flops = step_flops(experiment, objective.slots)
-        peak = _peak(model.dtype, mesh)
+        flops = step_cost(experiment).training_matrix_flops
+        peak = peak_flops_per_s(model.dtype, mesh)
 
         def extras(number: int, seconds: float, steps: int) -> dict[str, float]:
             values = {"learning_rate": float(schedule(number - 1)), "seconds_per_step": seconds / steps}
@@ -249,7 +171,7 @@ def _pretrain(
         evaluation = evaluate(state.params)
         log(progress.step, "evaluation", evaluation)
         _save_final_weights(workdir, state.params, progress.step)
-    cost = cost_card(experiment, progress, flops, peak, mesh)
+    cost = cost_card(experiment, progress, peak, mesh)
     _write_json(workdir / COST, cost | {"evaluation": evaluation})
     return Outcome(progress.step, True, evaluation, cost)
 
@@ -261,47 +183,6 @@ def _save_final_weights(workdir: pathlib.Path, params: Params, step: int) -> Non
     save_weights(new, params, {"step": step})
     shutil.rmtree(workdir / WEIGHTS, ignore_errors=True)
     new.rename(workdir / WEIGHTS)
-
-
-def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
-    """What masking must know of a tokenizer."""
-    specials = tokenizer.specials
-    return Vocabulary(tokenizer.vocab_size, specials.mask, tuple(sorted(set(specials))), tokenizer.continues_word)
-
-
-def step_flops(experiment: Experiment, slots: int) -> int:
-    """FLOPs of the matrix products of one step, forward and backward."""
-    row = bert_forward_flops(
-        experiment.model,
-        experiment.rows.length,
-        predictions=slots,
-        examples=experiment.rows.examples_per_row if experiment.objective.next_sentence else 0,
-        next_sentence=experiment.objective.next_sentence,
-    )
-    return TRAINING_FACTOR * experiment.batch_size * sum(row.values())
-
-
-def cost_card(
-    experiment: Experiment, progress: Progress, flops: int, peak: float | None, mesh: jax.sharding.Mesh
-) -> dict[str, Any]:
-    """What a run cost: tokens, FLOPs, device-hours, share of peak."""
-    hours = progress.seconds / 3600
-    total = flops * progress.step
-    return {
-        "steps": progress.step,
-        "rows": progress.position,
-        "tokens": int(progress.tokens),
-        "padding_share": 1 - progress.tokens / (progress.position * experiment.rows.length),
-        "matrix_flops": total,
-        "matrix_flops_per_step": flops,
-        "hours": hours,
-        "devices": mesh.size,
-        "device_kind": jax.devices()[0].device_kind,
-        "device_hours": hours * mesh.size,
-        "tokens_per_s": progress.tokens / max(progress.seconds, 1e-9),
-        "peak_flops_per_s": peak,
-        "share_of_peak": None if peak is None else total / max(progress.seconds, 1e-9) / peak,
-    }
 
 
 def _speaker(show: bool) -> Any:
@@ -350,15 +231,6 @@ def _local(batch: Any) -> Any:
     """This process's part of a batch that every process has made."""
     count, index = jax.process_count(), jax.process_index()
     return jax.tree.map(lambda x: x[index * len(x) // count : (index + 1) * len(x) // count], batch)
-
-
-def _peak(dtype: str, mesh: jax.sharding.Mesh) -> float | None:
-    device = mesh.devices.flat[0]
-    peak = device_peak(device)
-    if peak is None:
-        return None
-    # Host devices share one processor, whose peak was measured as a whole.
-    return peak.flops_per_s(dtype) * (1 if device.platform == "cpu" else mesh.size)
 
 
 def _claim(workdir: pathlib.Path, experiment: Experiment, corpus: Corpus, tokenizer: Tokenizer) -> None:

@@ -1,0 +1,46 @@
+"""`ctx-jax pretrain`: training the run of a config file."""
+
+import pathlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from ctx_jax.cli.config_file import load_config
+from ctx_jax.cli.parsing import Folder, parse
+
+
+def pretrain(argv: Sequence[str]) -> int:
+    """pretrain: the fields that may be overridden are those of the config file, so that is read first."""
+    from ctx_jax.experiment import Experiment
+    from ctx_jax.experiment import pretrain as run
+    from ctx_jax.models.bert import BertConfig
+
+    config = next((word for word in argv if word.endswith(".py")), None)
+    default = Experiment(data="DATA", model=BertConfig()) if config is None else load_config(pathlib.Path(config))
+
+    @dataclass(frozen=True)
+    class Pretrain:
+        """Pre-trains the run that a config file describes; started again, goes on from the last checkpoint.
+
+        Every field of the config can be overridden: `--steps 100`, `--optimizer.schedule.peak 1e-3`. SIGTERM saves and
+        exits 0. Name the config file to see its values as the defaults below.
+        """
+
+        config: Annotated[Positional[pathlib.Path], arg(metavar="CONFIG")]
+        """A Python file that defines `config`, an Experiment."""
+        workdir: Folder
+        """The run directory."""
+        experiment: Annotated[Experiment, arg(name="")] = field(default_factory=lambda: default)
+
+    command = parse(Pretrain, "pretrain", argv)
+    outcome = run(command.experiment, command.workdir)
+    if outcome.finished:
+        figures = outcome.evaluation
+        print(
+            f"held-out masked-LM loss {figures['mlm_loss']:.3f} nats, accuracy {figures['mlm_accuracy']:.1%};"
+            f" unigram entropy of the same tokens {figures['unigram_entropy']:.3f} nats\n"
+            f"the run is in {command.workdir}"
+        )
+    return 0

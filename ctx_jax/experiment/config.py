@@ -1,0 +1,78 @@
+"""What a pre-training run consists of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ctx_jax.data.plan import RowsConfig
+from ctx_jax.errors import InputError
+from ctx_jax.flops.budget import FlopBudget
+from ctx_jax.models.bert import BertConfig
+from ctx_jax.objectives.mlm import MaskedLM
+from ctx_jax.sharding import MeshShape
+from ctx_jax.train.loop import LoopConfig
+from ctx_jax.train.optimizer import Optimizer
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Held-out evaluation: the same rows and the same masks every time."""
+
+    rows: int = 1024
+    """At most so many rows of the validation split, evenly spread over it."""
+    repeats: int = 1
+    """How often each row is masked anew."""
+    batch_size: int = 64
+    """Rows at once."""
+    seed: int = 20181011
+    """Of the masks."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One reproducible pre-training run."""
+
+    data: str
+    """Folder of a tokenised corpus, as `ctx-jax data build` writes it."""
+    model: BertConfig
+    rows: RowsConfig = RowsConfig()
+    objective: MaskedLM = MaskedLM()
+    optimizer: Optimizer = Optimizer()
+    """A schedule whose `total_steps` is left open runs over `steps`."""
+    steps: int = 1000
+    """Updates of the whole run."""
+    batch_size: int = 64
+    """Rows of a step, over all devices and micro-batches."""
+    accumulate: int = 1
+    """Micro-batches a step is split into."""
+    loop: LoopConfig = LoopConfig()
+    evaluation: Evaluation = Evaluation()
+    mesh: MeshShape = MeshShape()
+    flop_budget: FlopBudget = FlopBudget()
+    """What the encoder may cost; `ctx-jax flops` exits 1 when it costs more, and the cost card tells."""
+    keep_checkpoints: int = 3
+    """The newest so many."""
+    seed: int = 0
+    """Of parameters, masks and dropout; the order of the rows has its own in `rows`."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise InputError(f"Experiment.{name} is {getattr(self, name)}, expected at least 1")
+        if self.batch_size % self.accumulate:
+            raise InputError(
+                f"Experiment.batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}"
+            )
+        if self.rows.length > self.model.max_position_embeddings:
+            raise InputError(
+                f"Experiment.rows.length {self.rows.length} is more than model.max_position_embeddings"
+                f" {self.model.max_position_embeddings}"
+            )
+        if self.flop_budget.length > self.model.max_position_embeddings and self.flop_budget.forward_flops is not None:
+            raise InputError(
+                f"Experiment.flop_budget.length {self.flop_budget.length} is more than model.max_position_embeddings"
+                f" {self.model.max_position_embeddings}"
+            )
+        self.optimizer.schedule.over(self.steps)  # raises when the warm-up does not fit
+        if self.objective.next_sentence and (self.rows.kind != "pairs" or not self.model.pooler):
+            raise InputError("Experiment.objective.next_sentence needs rows.kind 'pairs' and model.pooler")

@@ -1,0 +1,71 @@
+"""Peaks by name, the roofline by hand, and the processor at hand."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from ctx_jax.flops.devices import PUBLISHED, Peak, device_peak, measured_cpu_peak, named_peak, roofline
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA A100-SXM4-40GB", "A100"),
+        ("NVIDIA A100-SXM4-80GB", "A100-SXM4-80GB"),
+        ("NVIDIA A100 80GB PCIe", "A100 80GB PCIe"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA L40S", "L40S"),
+        ("TPU v5 lite", "TPU v5 lite"),
+        ("TPU v5", "TPU v5"),
+        ("TPU v6 lite", "TPU v6 lite"),
+        ("NVIDIA GeForce GTX 1080", None),
+        ("NVIDIA A1000", None),
+    ],
+)
+def test_the_longest_name_that_fits_counts(kind, name):
+    device = types.SimpleNamespace(platform="gpu", device_kind=kind)
+    assert device_peak(device) is (PUBLISHED[name] if name else None)
+
+
+def test_published_figures_are_of_the_right_order():
+    for name, peak in PUBLISHED.items():
+        assert 1e14 < peak.bfloat16_flops_per_s < 3e15, name
+        assert peak.float32_flops_per_s <= peak.bfloat16_flops_per_s, name
+        # FLOP a byte at which products and memory take equally long: 78 to 1,300 on every machine people rent.
+        assert 100 < peak.bfloat16_flops_per_s / peak.bytes_per_s < 600, name
+        assert 16e9 <= peak.memory_bytes <= 200e9, name
+        assert peak.source
+
+
+def test_the_processor_is_measured():
+    peak = device_peak(jax.devices("cpu")[0])
+    assert peak is measured_cpu_peak() is named_peak("cpu")
+    a = np.ones((512, 512), np.float32)
+    import time
+
+    begin = time.perf_counter()
+    for _ in range(5):
+        a @ a
+    rate = 5 * 2 * 512**3 / (time.perf_counter() - begin)
+    # NumPy's rate in the same minute, within what a busy machine does to either.
+    assert rate / 30 < peak.float32_flops_per_s < rate * 30
+    assert 1e9 < peak.bytes_per_s < 1e12
+    assert peak.memory_bytes > 1e9
+
+
+@pytest.mark.parametrize(
+    ("flops", "moved", "bound", "seconds"), [(6e9, 1e6, "compute", 6e-3), (6e6, 1e9, "memory", 1e-1)]
+)
+def test_roofline(flops, moved, bound, seconds):
+    peak = Peak(2e12, 1e12, 1e10, 1e10, 16, "invented")
+    best = roofline(flops, moved, peak, "float32")
+    assert best.bound == bound
+    assert best.seconds == pytest.approx(seconds)
+    assert best.flops_per_byte == flops / moved
+    assert best.share_of_peak(2 * best.compute_seconds) == pytest.approx(0.5)
+    assert roofline(flops, moved, peak, "bfloat16").compute_seconds == pytest.approx(flops / 2e12)
