@@ -5,9 +5,9 @@ F in all, H highway layers, projection P, and per direction L LSTMs of width D:
     LSTMs          2 · L · (2·P·4·D  (input) + 2·P·4·D  (recurrent) + 2·D·P  (projection))
 
 in products, 204.3 MFLOP in the original size, whatever the length: nothing looks at all words at once. The rest:
-a filter takes C - w maxima and adds its bias once; a highway value costs two biases, two activations and four operations
-to join; a cell value four sums of input and recurrent product, the forget gate's 1, three sigmoids, two tanh, and four
-operations; clips two each.
+a filter takes C - w maxima and adds its bias once; a highway value costs two biases, two activations and four
+operations to join; a cell value four sums of input and recurrent product, the forget gate's 1, three sigmoids, two tanh,
+and four operations; clips two each.
 
 Masks that keep states and outputs at a row's own length select and compute nothing.
 """

@@ -37,9 +37,9 @@ class ProjectedLSTM(nnx.Module):
     The forget gate's 1 is added at run time and is not in the stored bias, as in TensorFlow.
 
     Attributes:
-      input_kernel: W, float32 [K, 4 D], gates in the order i, j, f, o.
-      recurrent_kernel: R, float32 [P, 4 D]. TensorFlow stores W over R as one matrix.
-      bias: b, float32 [4 D].
+      input_kernel: W, float32 [K, 4, D], gates in the order i, j, f, o.
+      recurrent_kernel: R, float32 [P, 4, D]. TensorFlow stores W over R as one matrix [K + P, 4 D].
+      bias: b, float32 [4, D].
       projection: V, float32 [D, P], without a bias.
     """
 
@@ -58,9 +58,9 @@ class ProjectedLSTM(nnx.Module):
         # TensorFlow's default: Glorot's uniform distribution, of the one matrix that W and R are there.
         bound = (6 / (inputs + projection + 4 * width)) ** 0.5
         uniform = lambda shape, limit: jax.random.uniform(rngs.params(), shape, minval=-limit, maxval=limit)
-        self.input_kernel = nnx.Param(uniform((inputs, 4 * width), bound))
-        self.recurrent_kernel = nnx.Param(uniform((projection, 4 * width), bound))
-        self.bias = nnx.Param(jnp.zeros(4 * width))
+        self.input_kernel = nnx.Param(uniform((inputs, 4, width), bound))
+        self.recurrent_kernel = nnx.Param(uniform((projection, 4, width), bound))
+        self.bias = nnx.Param(jnp.zeros((4, width)))
         self.projection = nnx.Param(uniform((width, projection), (6 / (width + projection)) ** 0.5))
 
     def zero_state(self, rows: int, dtype: jnp.dtype) -> LSTMState:
@@ -86,8 +86,10 @@ class ProjectedLSTM(nnx.Module):
         dtype = x.dtype
         # Time comes first, so that a step is one block; the products of all steps with W are one.
         flat = x.transpose(1, 0, 2).reshape(steps * rows, -1)
-        gates = matmul(flat, self.input_kernel[...].astype(dtype)) + self.bias[...].reshape(1, -1)
-        recurrent, projection = self.recurrent_kernel[...].astype(dtype), self.projection[...].astype(dtype)
+        matrix = lambda kernel: kernel[...].reshape(kernel.shape[0], -1).astype(dtype)
+        kernel, recurrent = matrix(self.input_kernel), matrix(self.recurrent_kernel)
+        gates = matmul(flat, kernel) + self.bias[...].reshape(1, -1)
+        projection = self.projection[...].astype(dtype)
         alive = jax.lax.broadcasted_iota(jnp.int32, (steps, rows, 1), 0) < lengths.reshape(1, -1, 1)
 
         def step(state: LSTMState, inputs: tuple[Array, Array]) -> tuple[LSTMState, Array]:

@@ -48,11 +48,11 @@ def read_params(path, config):
 
         def lstm(direction, layer):
             at = f"RNN_{direction}/RNN/MultiRNNCell/Cell{layer}/LSTMCell"
-            both = read(f"{at}/W_0")
+            both = read(f"{at}/W_0").reshape(2 * config.projection_dim, 4, -1)
             return {
                 "input_kernel": both[: config.projection_dim],
                 "recurrent_kernel": both[config.projection_dim :],
-                "bias": read(f"{at}/B"),
+                "bias": read(f"{at}/B").reshape(4, -1),
                 "projection": read(f"{at}/W_P_0"),
             }
 
