@@ -39,6 +39,28 @@ class Batch(NamedTuple):
     next_sentence: Int[Array, "B S"]
 
 
+class Windows(NamedTuple):
+    """Windows of a recurrent language model's streams, one a row; the state of a row goes on from window to window.
+
+    The two directions read the same sentences, each in its own order, `<S>` or `</S>` first.
+
+    Attributes:
+      forward_ids: words that the forward direction reads.
+      forward_targets: the word after each.
+      backward_ids: words that the backward direction reads.
+      backward_targets: the word before each in the text.
+      lengths: how many words of a row there are; T but at the end of a split.
+      numbers: how many windows each stream has read before, the same for all rows: random draws depend on it.
+    """
+
+    forward_ids: Int[Array, "B T"]
+    forward_targets: Int[Array, "B T"]
+    backward_ids: Int[Array, "B T"]
+    backward_targets: Int[Array, "B T"]
+    lengths: Int[Array, "B"]
+    numbers: UInt[Array, "B"]
+
+
 class Masked(NamedTuple):
     """What masked-language-model training feeds and asks for.
 

@@ -26,10 +26,12 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"layers/.*/up/kernel$", PartitionSpec(None, "fsdp", "tensor")),
     (r"layers/.*/up/bias$", PartitionSpec(None, "tensor")),
     (r"layers/.*/(out|down)/kernel$", PartitionSpec(None, "tensor", "fsdp")),
+    # What a batch hands to the next has a row for each of the batch's.
+    (r"^carry/", PartitionSpec(BATCH_AXES)),
     # An LSTM's gates lie side by side on an axis of their own, so that every device has a part of each.
     (r"(input|recurrent)_kernel$", PartitionSpec("fsdp", None, "tensor")),
-    (r"(forward|backward)/.*/bias$", PartitionSpec(None, "tensor")),
-    (r"(forward|backward)/.*/projection$", PartitionSpec("tensor", "fsdp")),
+    (r"(^|/)(forward|backward)/\d+/bias$", PartitionSpec(None, "tensor")),
+    (r"(^|/)(forward|backward)/\d+/projection$", PartitionSpec("tensor", "fsdp")),
     # A token table split over its width costs XLA a full rematerialisation; over the vocabulary it does not.
     (r"token/table$", PartitionSpec(("tensor", "fsdp"), None)),
     (r"masked_lm/bias$", PartitionSpec(("tensor", "fsdp"))),

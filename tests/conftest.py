@@ -61,3 +61,14 @@ def topics_corpus(tmp_path_factory) -> pathlib.Path:
     tokenizer = train_sentencepiece(texts, 600, folder / "tokenizer")
     build({"train": ["python:topics"]}, tokenizer, folder / "corpus", processes=1, holdout=0.1, show_progress=False)
     return folder / "corpus"
+
+
+@pytest.fixture(scope="session")
+def words_corpus(tmp_path_factory) -> pathlib.Path:
+    """The same text as whole words, every one of them in the vocabulary."""
+    from ctx_jax import cli
+
+    out = tmp_path_factory.mktemp("words") / "corpus"
+    words = ["data", "build", "python:topics", "--out", str(out), "--train-words", "1000000", "--holdout", "0.1"]
+    assert cli.main([*words, "--processes", "1"]) == 0
+    return out

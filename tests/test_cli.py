@@ -64,7 +64,7 @@ def test_every_help_says_what_each_argument_is(name, capsys, monkeypatch):
         (["pretran"], "did you mean 'pretrain'"),
         (["data", "bild"], "did you mean 'data build'"),
         (["pretrain", "nowhere.py", "--workdir", "x"], "nowhere.py: no such config file"),
-        (["data", "build", "python:topics", "--out", "x"], "either --vocab or --train-vocab"),
+        (["data", "build", "python:topics", "--out", "x"], "one of --vocab, --train-vocab and --train-words"),
         (["data", "build", "--out", "x", "--train-vocab", "500"], "at least one SOURCE"),
         (["data", "build", "nowhere.txt", "--out", "x", "--train-vocab", "500"], "nowhere.txt"),
         (["data", "audit", "nowhere"], "nowhere"),

@@ -137,6 +137,7 @@ def test_stopped_at_17_and_resumed_equals_the_whole(tiny, whole, tmp_path, monke
 CONFIG = """
 from ctx_jax.data.plan import RowsConfig
 from ctx_jax.experiment import Evaluation, Experiment
+from ctx_jax.flops.budget import FlopBudget
 from ctx_jax.models.bert import BertConfig
 from ctx_jax.objectives.mlm import MaskedLM
 from ctx_jax.sharding import MeshShape
@@ -258,8 +259,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     wild = dataclasses.replace(tiny, optimizer=Optimizer("adamw", Schedule("constant", 1e-3), clip_norm=float("inf")))
     loss = MaskedLMObjective.loss
 
-    def poisoned(self, model, prepared, totals, keys=None):
-        value, sums = loss(self, model, prepared, totals, keys)
+    def poisoned(self, model, prepared, totals, carry, keys=None):
+        value, sums = loss(self, model, prepared, totals, carry, keys)
         # Row 13 · 8 of the run, that is step 14, has a poisoned loss.
         bad = (prepared.batch.example_ids == poison).any()
         return value * jax.numpy.where(bad, jax.numpy.nan, 1.0), sums

@@ -29,6 +29,8 @@ class Build:
     """A vocab.txt, a SentencePiece model, or a folder with either."""
     train_vocab: Annotated[int | None, arg(metavar="SIZE")] = None
     """Train a SentencePiece vocabulary of this size on the sources instead."""
+    train_words: Annotated[int | None, arg(metavar="MOST")] = None
+    """Count whole words on the sources and keep so many: what ELMo trains on. 1000000 is as good as all."""
     cased: bool = False
     """With --train-vocab: keep upper and lower case apart."""
     validation: Annotated[tuple[str, ...], arg(metavar="SOURCE…")] = ()
@@ -53,8 +55,8 @@ def build(command: Build) -> int:
 
     if not command.sources:
         raise InputError("expected at least one SOURCE, for example python:topics")
-    if (command.vocab is None) == (command.train_vocab is None):
-        raise InputError("expected either --vocab or --train-vocab")
+    if [command.vocab, command.train_vocab, command.train_words].count(None) != 2:
+        raise InputError("expected one of --vocab, --train-vocab and --train-words")
     sources = {"train": command.sources} | ({"validation": command.validation} if command.validation else {})
 
     def tokenise(tokenizer: Any) -> int:
@@ -76,6 +78,7 @@ def build(command: Build) -> int:
     import tempfile
 
     from ctx_jax.text.sentencepiece_training import train_sentencepiece
+    from ctx_jax.text.words import train_words
 
     texts = (
         sentence
@@ -83,8 +86,11 @@ def build(command: Build) -> int:
         for document in read_documents(source, sentences=command.sentences, language=command.language)
         for sentence in document.sentences
     )
-    print(f"training a vocabulary of {command.train_vocab:,} pieces", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
+        if command.train_words is not None:
+            print(f"counting words, to keep {command.train_words:,}", file=sys.stderr)
+            return tokenise(train_words(texts, command.train_words, folder))
+        print(f"training a vocabulary of {command.train_vocab:,} pieces", file=sys.stderr)
         return tokenise(train_sentencepiece(texts, command.train_vocab, folder, lowercase=not command.cased))
 
 

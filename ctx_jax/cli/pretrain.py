@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
+import tyro
 from tyro.conf import Positional, arg
 
 from ctx_jax.cli.config_file import load_config
@@ -34,13 +35,18 @@ def pretrain(argv: Sequence[str]) -> int:
         """The run directory."""
         experiment: Annotated[Experiment, arg(name="")] = field(default_factory=lambda: default)
 
-    command = parse(Pretrain, "pretrain", argv)
+    # Model and objective are of the kinds that the config has: their fields may be overridden, not the kinds.
+    command = parse(Pretrain, "pretrain", argv, tyro.conf.AvoidSubcommands)
     outcome = run(command.experiment, command.workdir)
     if outcome.finished:
-        figures = outcome.evaluation
-        print(
-            f"held-out masked-LM loss {figures['mlm_loss']:.3f} nats, accuracy {figures['mlm_accuracy']:.1%};"
-            f" unigram entropy of the same tokens {figures['unigram_entropy']:.3f} nats\n"
-            f"the run is in {command.workdir}"
-        )
+        print(f"{_held_out(outcome.evaluation)}\nthe run is in {command.workdir}")
     return 0
+
+
+def _held_out(figures: dict[str, float]) -> str:
+    """What a run came to, beside what a model that sees no context could come to."""
+    without = f"unigram entropy of the same tokens {figures['unigram_entropy']:.3f} nats"
+    if "perplexity" in figures:
+        both = f"{figures['forward_perplexity']:,.1f} forwards, {figures['backward_perplexity']:,.1f} backwards"
+        return f"held-out perplexity {figures['perplexity']:,.1f} ({both}; {figures['loss']:.3f} nats); {without}"
+    return f"held-out masked-LM loss {figures['mlm_loss']:.3f} nats, accuracy {figures['mlm_accuracy']:.1%}; {without}"

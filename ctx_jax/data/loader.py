@@ -8,7 +8,8 @@ number of hosts reads the same global batches.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import grain
 import numpy as np
@@ -18,6 +19,8 @@ from ctx_jax.arrays import Batch
 from ctx_jax.data.corpus import Corpus
 from ctx_jax.data.plan import Plan, RowsConfig, make_plan
 from ctx_jax.errors import InputError
+
+T = TypeVar("T")
 
 # A batch is assembled under Python's lock, but for the reads: more threads hide a slow disk, and get into each other's
 # way on a fast one (pairs of 128 tokens on 2 cores: 18,000 rows/s with 1, 10,000 with 2, 7,500 with 4).
@@ -53,7 +56,7 @@ class Loader:
         """(epoch, row of the plan) at a position of the run."""
         epoch, index = divmod(position, self.num_rows)
         if self.num_rows < GRAIN_ROWS:
-            return epoch, int(_permutation(self.num_rows, self.config.seed, epoch)[index])
+            return epoch, int(permutation(self.num_rows, self.config.seed, epoch)[index])
         return epoch, int(self._shuffled[position])
 
     def batches(
@@ -81,11 +84,7 @@ class Loader:
             epochs, rows = zip(*map(self.row_at, range(begin, begin + local)), strict=True)
             return self.assemble(np.array(rows), np.array(epochs, np.uint32))
 
-        batches = grain.MapDataset.range(2**40).map(read)
-        options = grain.ReadOptions(
-            num_threads=READ_THREADS if prefetch else 0, prefetch_buffer_size=READ_AHEAD if prefetch else 0
-        )
-        return iter(batches.to_iter_dataset(options))
+        return read_ahead(read, prefetch)
 
     def in_order(self, batch_size: int, *, limit: int | None = None) -> Iterator[Batch]:
         """Every row once, in the plan's order, epoch 0; the last batch is filled up with empty rows.
@@ -137,7 +136,15 @@ class Loader:
         return np.concatenate([a, self.corpus.tokens(b_start, b_end), sep]), len(a)
 
 
+def read_ahead(read: Callable[[int], T], prefetch: bool) -> Iterator[T]:
+    """`read(0), read(1), …` without end; with `prefetch` a few ahead, in threads."""
+    options = grain.ReadOptions(
+        num_threads=READ_THREADS if prefetch else 0, prefetch_buffer_size=READ_AHEAD if prefetch else 0
+    )
+    return iter(grain.MapDataset.range(2**40).map(read).to_iter_dataset(options))
+
+
 @functools.lru_cache(maxsize=8)
-def _permutation(size: int, seed: int, epoch: int) -> Int[np.ndarray, "R"]:
-    """An order of few rows. From raw bits, the only ones of NumPy's that stay the same from release to release."""
+def permutation(size: int, seed: int, epoch: int) -> Int[np.ndarray, "R"]:
+    """An order of few rows, or of documents. From raw bits: NumPy keeps nothing else the same over releases."""
     return np.argsort(np.random.Philox([seed, epoch]).random_raw(size), kind="stable")

@@ -17,7 +17,7 @@ from jaxtyping import Int
 
 from ctx_jax.errors import InputError
 
-Kind = Literal["sentences", "pairs"]
+Kind = Literal["sentences", "pairs", "stream"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class RowsConfig:
     """T: tokens of a row, special ones counted."""
     kind: Kind = "sentences"
     """`sentences`: `[CLS] A [SEP]`, A as many whole sentences of one document as fit (DOC-SENTENCES of the RoBERTa
-    paper). `pairs`: `[CLS] A [SEP] B [SEP]` for next-sentence prediction, as google-research/bert makes them."""
+    paper). `pairs`: `[CLS] A [SEP] B [SEP]` for next-sentence prediction, as google-research/bert makes them. `stream`:
+    windows of B streams of words that go on from step to step, for a recurrent language model."""
     examples_per_row: int = 1
     """Up to how many examples share a row, each blind to the others; 1 does not pack."""
     short_probability: float = 0.1
@@ -41,12 +42,14 @@ class RowsConfig:
     def __post_init__(self) -> None:
         if self.kind not in (kinds := get_args(Kind)):
             raise InputError(f"RowsConfig.kind is {self.kind!r}, expected one of {kinds}")
-        least = 3 if self.kind == "sentences" else 5
+        least = {"sentences": 3, "pairs": 5, "stream": 1}[self.kind]
         if self.length < least:
             raise InputError(f"RowsConfig.length is {self.length}, expected at least {least} for {self.kind}")
         if self.examples_per_row < 1 or self.duplicates < 1:
             raise InputError("RowsConfig.examples_per_row and duplicates must be at least 1")
-        if self.duplicates > 1 and self.kind == "sentences":
+        if self.kind == "stream" and self.examples_per_row > 1:
+            raise InputError("RowsConfig.examples_per_row is not for streams: a window is of one stream")
+        if self.duplicates > 1 and self.kind != "pairs":
             raise InputError("RowsConfig.duplicates is for pairs: every cut of the corpus into sentences is the same")
         if not 0 <= self.short_probability <= 1:
             raise InputError(f"RowsConfig.short_probability is {self.short_probability}, expected 0 to 1")

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 from ctx_jax.data.plan import RowsConfig
 from ctx_jax.errors import InputError
+from ctx_jax.flops.architectures import longest
 from ctx_jax.flops.budget import FlopBudget
 from ctx_jax.models.bert import BertConfig
+from ctx_jax.models.elmo import ElmoConfig
+from ctx_jax.objectives.bilm import BiLM
 from ctx_jax.objectives.mlm import MaskedLM
 from ctx_jax.sharding import MeshShape
 from ctx_jax.train.loop import LoopConfig
@@ -34,9 +37,9 @@ class Experiment:
 
     data: str
     """Folder of a tokenised corpus, as `ctx-jax data build` writes it."""
-    model: BertConfig
+    model: BertConfig | ElmoConfig
     rows: RowsConfig = RowsConfig()
-    objective: MaskedLM = MaskedLM()
+    objective: MaskedLM | BiLM = MaskedLM()
     optimizer: Optimizer = Optimizer()
     """A schedule whose `total_steps` is left open runs over `steps`."""
     steps: int = 1000
@@ -63,16 +66,24 @@ class Experiment:
             raise InputError(
                 f"Experiment.batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}"
             )
-        if self.rows.length > self.model.max_position_embeddings:
+        kinds = isinstance(self.model, ElmoConfig), isinstance(self.objective, BiLM), self.rows.kind == "stream"
+        if len(set(kinds)) > 1:
+            model, objective = type(self.model).__name__, type(self.objective).__name__
             raise InputError(
-                f"Experiment.rows.length {self.rows.length} is more than model.max_position_embeddings"
-                f" {self.model.max_position_embeddings}"
+                f"Experiment: model {model}, objective {objective} and rows.kind {self.rows.kind!r} do not go together;"
+                " expected ElmoConfig, BiLM and 'stream', or none of them"
             )
-        if self.flop_budget.length > self.model.max_position_embeddings and self.flop_budget.forward_flops is not None:
-            raise InputError(
-                f"Experiment.flop_budget.length {self.flop_budget.length} is more than model.max_position_embeddings"
-                f" {self.model.max_position_embeddings}"
-            )
+        limit = longest(self.model)
+        if limit is not None:
+            lengths = {"rows.length": self.rows.length}
+            if self.flop_budget.forward_flops is not None:
+                lengths["flop_budget.length"] = self.flop_budget.length
+            for name, length in lengths.items():
+                if length > limit:
+                    raise InputError(f"Experiment.{name} {length} is more than model.max_position_embeddings {limit}")
         self.optimizer.schedule.over(self.steps)  # raises when the warm-up does not fit
-        if self.objective.next_sentence and (self.rows.kind != "pairs" or not self.model.pooler):
+        if isinstance(self.objective, BiLM):
+            if self.evaluation.repeats > 1:
+                raise InputError("Experiment.evaluation.repeats is for masks; a language model is evaluated once")
+        elif self.objective.next_sentence and (self.rows.kind != "pairs" or not self.model.pooler):
             raise InputError("Experiment.objective.next_sentence needs rows.kind 'pairs' and model.pooler")

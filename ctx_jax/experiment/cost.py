@@ -10,8 +10,10 @@ from ctx_jax.experiment.config import Experiment
 from ctx_jax.flops.architectures import encoder_cost
 from ctx_jax.flops.budget import Verdict
 from ctx_jax.flops.devices import device_peak
+from ctx_jax.flops.elmo import bilm_cost
 from ctx_jax.flops.parts import Cost
 from ctx_jax.flops.transformer import bert_cost
+from ctx_jax.models.elmo import ElmoConfig
 from ctx_jax.objectives.masking import prediction_counts, slots_needed
 from ctx_jax.train.loop import Progress
 
@@ -19,6 +21,9 @@ from ctx_jax.train.loop import Progress
 def step_cost(experiment: Experiment) -> Cost:
     """What one step costs by formula: `training_matrix_flops` is all of it, forward and backward."""
     rows, objective = experiment.rows, experiment.objective
+    if isinstance(experiment.model, ElmoConfig):
+        samples = objective.num_samples
+        return bilm_cost(experiment.model, rows=experiment.batch_size, length=rows.length, num_samples=samples)
     counts = prediction_counts(objective.rate, rows.length, objective.max_predictions)
     return bert_cost(
         experiment.model,

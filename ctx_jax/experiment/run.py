@@ -21,18 +21,19 @@ import ctx_jax
 from ctx_jax.checkpoint import Checkpoints, save_weights
 from ctx_jax.data.corpus import Corpus
 from ctx_jax.data.loader import Loader
-from ctx_jax.data.plan import RowsConfig, make_plan
+from ctx_jax.data.streams import Streams
 from ctx_jax.errors import InputError
-from ctx_jax.experiment.assembly import assemble, vocabulary_of
+from ctx_jax.experiment.assembly import assemble, open_rows, vocabulary_of
 from ctx_jax.experiment.config import Evaluation, Experiment
 from ctx_jax.experiment.cost import cost_card, peak_flops_per_s, step_cost
+from ctx_jax.models.elmo import ElmoConfig
 from ctx_jax.nn.parameters import Bound, Params, count_parameters
-from ctx_jax.objectives.mlm import MaskedLMObjective, unigram_entropy
+from ctx_jax.objectives.mlm import unigram_entropy
 from ctx_jax.sharding import make_mesh, put_batch, replicated, tree_shardings
 from ctx_jax.text.tokenizer import Tokenizer
 from ctx_jax.train.log import Log
 from ctx_jax.train.loop import Progress, StopSignal, run
-from ctx_jax.train.step import init_state, make_eval_step
+from ctx_jax.train.step import Objective, make_eval_step
 
 CONFIG, LOG, COST, CHECKPOINTS, WEIGHTS, TOKENIZER = (
     "config.json", "log.jsonl", "cost.json", "checkpoints", "weights", "tokenizer"
@@ -91,10 +92,7 @@ def _pretrain(
     model, say = experiment.model, _speaker(show_progress)
     corpus = Corpus(experiment.data, "train")
     tokenizer = corpus.tokenizer
-    if model.vocab_size != tokenizer.vocab_size:
-        raise InputError(
-            f"model.vocab_size is {model.vocab_size}, but {experiment.data} has a vocabulary of {tokenizer.vocab_size}"
-        )
+    vocabulary = vocabulary_of(experiment, tokenizer)
     rows_at_once = experiment.accumulate * mesh.shape["data"] * mesh.shape["fsdp"]
     if experiment.batch_size % rows_at_once or experiment.evaluation.batch_size % rows_at_once:
         raise InputError(
@@ -103,11 +101,9 @@ def _pretrain(
         )
     _claim(workdir, experiment, corpus, tokenizer)
 
-    loader = _loader(corpus, experiment.rows, "rows", show_progress)
-    held_out = _loader(Corpus(experiment.data, "validation"), experiment.rows, "held-out rows", show_progress)
-    bound, objective, transform, schedule, step = assemble(experiment, vocabulary_of(tokenizer))
-
-    init = lambda key: init_state(bound, transform, key)
+    loader = _rows(corpus, experiment, "rows", show_progress)
+    held_out = _rows(Corpus(experiment.data, "validation"), experiment, "held-out rows", show_progress)
+    bound, objective, init, schedule, step = assemble(experiment, vocabulary)
     init_key = jax.random.key(experiment.seed, impl="threefry2x32")
     shapes = jax.eval_shape(init, init_key)
     shardings = tree_shardings(shapes, mesh)
@@ -130,12 +126,13 @@ def _pretrain(
         log = closing.enter_context(Log(workdir / LOG, resume_step=progress.step, write=jax.process_index() == 0))
 
         begin = time.perf_counter()
+        arguments = jax.device_put(objective.arguments, replicated(mesh))
         batches = _device_batches(loader, experiment, progress.position, mesh)
         first = next(batches)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-        compiled = jitted.lower(state, first, objective.arguments).compile()
+        compiled = jitted.lower(state, first, arguments).compile()
         say(f"compiled in {time.perf_counter() - begin:.1f} s")
-        evaluate = _evaluator(bound, objective, held_out, experiment.evaluation, mesh)
+        evaluate = _evaluator(bound, objective, arguments, held_out, experiment.evaluation, mesh)
 
         flops = step_cost(experiment).training_matrix_flops
         peak = peak_flops_per_s(model.dtype, mesh)
@@ -149,7 +146,7 @@ def _pretrain(
             yield from batches
 
         state = run(
-            lambda state, batch: compiled(state, batch, objective.arguments),
+            lambda state, batch: compiled(state, batch, arguments),
             state,
             chain(),
             progress,
@@ -193,12 +190,14 @@ def _speaker(show: bool) -> Any:
     return say
 
 
-def _loader(corpus: Corpus, config: RowsConfig, what: str, show: bool) -> Loader:
+def _rows(corpus: Corpus, experiment: Experiment, what: str, show: bool) -> Loader | Streams:
     bar = lambda documents: tqdm(documents, desc=f"planning {what}", unit="doc", disable=not show, leave=False)
-    return Loader(corpus, config, make_plan(corpus.sentence_offsets, corpus.document_offsets, config, progress=bar))
+    return open_rows(corpus, experiment, bar)
 
 
-def _device_batches(loader: Loader, experiment: Experiment, position: int, mesh: jax.sharding.Mesh) -> Iterator[Any]:
+def _device_batches(
+    loader: Loader | Streams, experiment: Experiment, position: int, mesh: jax.sharding.Mesh
+) -> Iterator[Any]:
     for batch in loader.batches(
         experiment.batch_size, start=position, host=jax.process_index(), num_hosts=jax.process_count()
     ):
@@ -206,23 +205,32 @@ def _device_batches(loader: Loader, experiment: Experiment, position: int, mesh:
 
 
 def _evaluator(
-    bound: Bound, objective: MaskedLMObjective, held_out: Loader, config: Evaluation, mesh: jax.sharding.Mesh
+    bound: Bound,
+    objective: Objective,
+    arguments: Any,
+    held_out: Loader | Streams,
+    config: Evaluation,
+    mesh: jax.sharding.Mesh,
 ) -> Any:
     """A function from parameters to held-out figures."""
-    step = jax.jit(make_eval_step(bound, objective), out_shardings=replicated(mesh))
+    start = lambda: objective.start(config.batch_size)
+    carried = tree_shardings({"carry": jax.eval_shape(start)}, mesh)["carry"]
+    step = jax.jit(make_eval_step(bound, objective), out_shardings=(replicated(mesh), replicated(mesh), carried))
+    first = jax.jit(start, out_shardings=carried)
 
     def evaluate(params: Any) -> dict[str, float]:
         sums: dict[str, float] = {}
-        counts = np.zeros(objective.vocabulary.size)
+        counts: Any = 0.0
+        carries = [first() for _ in range(config.repeats)]
         for batch in held_out.in_order(config.batch_size, limit=config.rows):
             batch = put_batch(_local(batch), mesh)
-            for repeat in range(config.repeats):
-                found, targets = jax.device_get(
-                    step(params, batch, jnp.int32(config.seed + repeat), objective.arguments)
-                )
+            for repeat, carry in enumerate(carries):
+                found, targets, carries[repeat] = step(params, batch, jnp.int32(config.seed + repeat), arguments, carry)
+                found, targets = jax.device_get((found, targets))
                 sums = {name: sums.get(name, 0.0) + float(value) for name, value in found.items()}
-                counts += targets
-        return objective.means(sums) | {"unigram_entropy": unigram_entropy(counts), "predictions": sums["mlm_weight"]}
+                counts = counts + targets.astype(np.float64)
+        figures = {"unigram_entropy": unigram_entropy(counts), "predictions": float(counts.sum())}
+        return objective.means(sums) | figures
 
     return evaluate
 
@@ -238,7 +246,7 @@ def _claim(workdir: pathlib.Path, experiment: Experiment, corpus: Corpus, tokeni
     record = {
         "format": 1,
         "ctx_jax": ctx_jax.__version__,
-        "model_type": "bert",
+        "model_type": "elmo" if isinstance(experiment.model, ElmoConfig) else "bert",
         "model": asdict(experiment.model),
         "data": corpus.fingerprint,
         "experiment": json.loads(json.dumps(asdict(experiment))),
@@ -248,7 +256,8 @@ def _claim(workdir: pathlib.Path, experiment: Experiment, corpus: Corpus, tokeni
         before = _read_json(path)
         if before.get("data") != record["data"]:
             raise InputError(f"{path}: the run was begun with other data; choose another --workdir")
-        for name in _FIXED:
+        # A recurrent state belongs to as many streams as there were.
+        for name in (*_FIXED, "batch_size") if experiment.rows.kind == "stream" else _FIXED:
             differing = _difference(before["experiment"].get(name), record["experiment"][name], name)
             if differing:
                 raise InputError(f"{path}: the run was begun with {differing}; choose another --workdir")

@@ -24,7 +24,7 @@ from ctx_jax.nn.parameters import Bound
 EncoderConfig = BertConfig | ElmoConfig
 
 ELMO_TWIN_WORDS = 4
-"""ELMo costs the same for every word, so a twin of a few stands for rows of any length."""
+"""ELMo costs the same for every word, and so what a few words add stands for what many do."""
 
 
 def encoder_cost(config: EncoderConfig, *, rows: int = 1, length: int) -> Cost:
@@ -94,9 +94,15 @@ def count_encoder(config: EncoderConfig, *, rows: int = 1, length: int) -> Three
     """Counts the encoder's forward pass by formula, by walking its jaxpr, and by XLA on a twin. Nothing is compiled."""
     function, args = encoder_function(config, rows=rows, length=length)
     walk = count(function, *args)
-    shorter = isinstance(config, ElmoConfig) and length % ELMO_TWIN_WORDS == 0
-    twin_length = ELMO_TWIN_WORDS if shorter else length
-    twin, twin_args = encoder_function(replace(config, unroll=True), rows=rows, length=twin_length)
-    xla = xla_flops(twin, *twin_args) * length // twin_length
+    twin = lambda words: xla_flops(*_call(*encoder_function(replace(config, unroll=True), rows=rows, length=words)))
+    if isinstance(config, ElmoConfig) and length > 2 * ELMO_TWIN_WORDS:
+        few, twice = twin(ELMO_TWIN_WORDS), twin(2 * ELMO_TWIN_WORDS)
+        xla = few + (twice - few) * (length - ELMO_TWIN_WORDS) // ELMO_TWIN_WORDS
+    else:
+        xla = twin(length)
     erf = walk.by_primitive.get("erfc", 0) * (erfc_flops(config.dtype) - 1)
     return ThreeCounts(encoder_cost(config, rows=rows, length=length), walk, xla, erf)
+
+
+def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return function, *args

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from ctx_jax.arrays import Representations
 from ctx_jax.errors import InputError, did_you_mean
+from ctx_jax.models.heads import OutputTable
 from ctx_jax.nn.char_cnn import ACTIVATIONS, CharCNN
 from ctx_jax.nn.dropout import dropout, fold
 from ctx_jax.nn.lstm import LSTMState, ProjectedLSTM, reverse_within
@@ -47,6 +48,8 @@ class ElmoConfig:
     """Bound of the output; None does not clip."""
     skip_connections: bool = True
     """From the second LSTM on, add what enters it to what leaves it."""
+    vocab_size: int = 793471
+    """V, words that training predicts; all others are one, `<UNK>`. The encoder itself knows no words."""
     dropout: float = 0.1
     """Of what enters each LSTM, and of what leaves the last."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -55,8 +58,9 @@ class ElmoConfig:
     """Write the steps of the LSTMs out instead of scanning over them."""
 
     def __post_init__(self) -> None:
-        least = {"character_dim": 1, "max_characters": 3, "num_characters": 2, "num_highway": 0, "lstm_dim": 1}
-        for name, bound in (least | {"projection_dim": 1, "num_layers": 1}).items():
+        least = {"character_dim": 1, "max_characters": 3, "num_highway": 0}
+        least |= {"lstm_dim": 1, "projection_dim": 1, "num_layers": 1, "vocab_size": 4}
+        for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise InputError(f"ElmoConfig.{name} is {getattr(self, name)}, expected at least {bound}")
         if not self.filters:
@@ -72,6 +76,11 @@ class ElmoConfig:
                 f"ElmoConfig.activation is {self.activation!r}, expected one of {', '.join(ACTIVATIONS)}"
                 + did_you_mean(self.activation, ACTIVATIONS)
             )
+        if self.num_characters < 262:
+            raise InputError(
+                f"ElmoConfig.num_characters is {self.num_characters}, expected at least 262: bytes, five marks and 0"
+                " (published options say 261 and mean 262)"
+            )
         for name in ("cell_clip", "projection_clip"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise InputError(f"ElmoConfig.{name} is {getattr(self, name)}, expected above 0, or None")
@@ -84,6 +93,13 @@ class ElmoState(NamedTuple):
 
     forward: tuple[LSTMState, ...]
     backward: tuple[LSTMState, ...]
+
+
+def zero_state(config: ElmoConfig, rows: int) -> ElmoState:
+    """The state at the beginning of so many texts."""
+    hidden = lambda: jnp.zeros((rows, config.projection_dim), config.dtype)
+    zeros = lambda: tuple(LSTMState(jnp.zeros((rows, config.lstm_dim)), hidden()) for _ in range(config.num_layers))
+    return ElmoState(zeros(), zeros())
 
 
 class Elmo(nnx.Module):
@@ -117,11 +133,6 @@ class Elmo(nnx.Module):
         self.forward = nnx.List([make() for _ in range(config.num_layers)])
         self.backward = nnx.List([make() for _ in range(config.num_layers)])
 
-    def zero_state(self, rows: int) -> ElmoState:
-        """The state at the beginning of a text."""
-        zeros = lambda lstms: tuple(lstm.zero_state(rows, jnp.dtype(self.config.dtype)) for lstm in lstms)
-        return ElmoState(zeros(self.forward), zeros(self.backward))
-
     def __call__(
         self,
         char_ids: Int[Array, "B T C"],
@@ -135,7 +146,7 @@ class Elmo(nnx.Module):
 
         Args:
           char_ids: as `text.characters` makes them; `<S>` and `</S>` are words like others.
-          lengths: words of each row; all T when None. What stands behind them is never seen.
+          lengths: words of each row; as many as have ids when None. What stands behind them is never seen.
           state: of the rows' texts so far; None begins each row anew, so that a sentence has the same vectors
             whatever was encoded before it.
           dropout_keys: a key for each row switches dropout on.
@@ -145,12 +156,28 @@ class Elmo(nnx.Module):
         Returns:
           The layers in the computation's type, zero behind a row's length, and the state after each row's last word.
         """
-        rows, steps, _ = char_ids.shape
         if lengths is None:
-            lengths = jnp.full((rows,), steps, jnp.int32)
-        state = self.zero_state(rows) if state is None else state
+            lengths = (char_ids != 0).any(-1).sum(-1, dtype=jnp.int32)
+        vectors = self.word_vectors(char_ids)
+        return self.contextualise(vectors, lengths, state, dropout_keys=dropout_keys, all_layers=all_layers)
+
+    def contextualise(
+        self,
+        vectors: Float[Array, "B T P"],
+        lengths: Int[Array, "B"],
+        state: ElmoState | None = None,
+        *,
+        dropout_keys: Key[Array, "B"] | None = None,
+        all_layers: bool = True,
+    ) -> tuple[Representations, ElmoState]:
+        """Runs both directions over word vectors, of which each distinct word's needs to be made only once; the rest as
+        in the call.
+        """
+        rows, steps, _ = vectors.shape
+        state = zero_state(self.config, rows) if state is None else state
         mask = jax.lax.broadcasted_iota(jnp.int32, (rows, steps), 1) < lengths[:, None]
-        words = jnp.where(mask[..., None], self.word_vectors(char_ids), jnp.zeros((), self.config.dtype))
+        # Absent words have vectors too, of nothing but biases.
+        words = jnp.where(mask[..., None], vectors, jnp.zeros((), vectors.dtype))
         forward, forward_state = self.run(self.forward, words, lengths, state.forward, fold(dropout_keys, 0))
         reversed_, backward_state = self.run(
             self.backward, reverse_within(words, lengths), lengths, state.backward, fold(dropout_keys, 1)
@@ -185,6 +212,19 @@ class Elmo(nnx.Module):
             outputs.append(x)
             after.append(state)
         return outputs, tuple(after)
+
+
+class ElmoForPreTraining(nnx.Module):
+    """ELMo with the output layer that its language models share.
+
+    Attributes:
+      encoder: Elmo.
+      softmax: OutputTable; both directions predict with it, and the character CNN has nothing to do with it.
+    """
+
+    def __init__(self, config: ElmoConfig, *, rngs: nnx.Rngs):
+        self.encoder = Elmo(config, rngs=rngs)
+        self.softmax = OutputTable(config.vocab_size, config.projection_dim, rngs=rngs)
 
 
 def without_ends(representations: Representations) -> Representations:

@@ -1,4 +1,4 @@
-"""What stands on an encoder: pooler, masked-LM head, next-sentence classifier."""
+"""What stands on an encoder: pooler, masked-LM head, a language model's output layer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ctx_jax.nn.feed_forward import ACTIVATIONS
-from ctx_jax.nn.linear import Linear, matmul
+from ctx_jax.nn.linear import Linear, matmul, truncated_normal
 from ctx_jax.nn.norm import LayerNorm
 
 
@@ -35,3 +35,16 @@ class MaskedLMHead(nnx.Module):
         """Logits in float32 of the vectors given: take the predicted positions first, not the whole row."""
         hidden = self.norm(ACTIVATIONS[self.activation](self.dense(vectors)))
         return matmul(hidden, table.T) + self.bias[...].reshape(1, -1)
+
+
+class OutputTable(nnx.Module):
+    """An output vector and a bias for each word of a language model's vocabulary (bilm-tf, model.py, "softmax").
+
+    Attributes:
+      table: float32 [V, P].
+      bias: float32 [V].
+    """
+
+    def __init__(self, vocab_size: int, width: int, *, rngs: nnx.Rngs):
+        self.table = nnx.Param(truncated_normal(rngs, (vocab_size, width), width**-0.5))
+        self.bias = nnx.Param(jnp.zeros(vocab_size))

@@ -29,17 +29,22 @@ class Bound(Generic[M]):
     @property
     def shapes(self) -> Params:
         """The parameters' shapes and types, nothing allocated."""
-        return nnx.to_pure_dict(self._shapes)
+        return _named(nnx.to_pure_dict(self._shapes))
 
     def init(self, key: Key[Array, ""]) -> Params:
         """New parameters; may run inside jit, so that they are born sharded."""
-        return nnx.to_pure_dict(nnx.state(self._make(nnx.Rngs(key))))
+        return _named(nnx.to_pure_dict(nnx.state(self._make(nnx.Rngs(key)))))
 
     def __call__(self, params: Params) -> M:
         """The module with these parameters."""
         state = jax.tree.map(lambda leaf: leaf, self._shapes)
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(self._graph, state)
+
+
+def _named(tree: Any) -> Any:
+    """Members of lists by their number as a name: a path is a path of names, and NNX takes either back."""
+    return {str(key): _named(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
 
 
 def count_parameters(params: Params) -> int:

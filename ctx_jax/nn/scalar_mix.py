@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
+from ctx_jax.errors import InputError
+
 
 class ScalarMix(nnx.Module):
     """γ Σ softmax(s)ₗ hₗ. Several mixes on one encoder are several of these.
@@ -41,21 +43,26 @@ class ScalarMix(nnx.Module):
 
         Args:
           layers: of an encoder, in any type; the sum is float32.
-          mask: True at tokens; only `layer_norm` looks at it.
+          mask: True at tokens; `layer_norm` needs it, and nothing else looks at it.
           key: switches layer dropout on. With all layers dropped the softmax is even, as with none.
         """
         layers = layers.astype(jnp.float32)
         if self.layer_norm:
-            layers = _normalised(layers, jnp.ones(layers.shape[1:3], bool) if mask is None else mask)
+            if mask is None:
+                raise InputError(
+                    "mask: found None, expected the tokens' mask: layer_norm takes their mean and variance"
+                )
+            layers = _normalised(layers, mask)
         weights = self.weights[...]
         if key is not None and self.dropout_rate:
             dropped = jax.random.bernoulli(key, self.dropout_rate, weights.shape)
             weights = jnp.where(dropped, -1e20, weights)
-        return self.gamma[...] * jnp.einsum("l,lbtd->btd", jax.nn.softmax(weights), layers)
+        # Not an einsum: matrix units would round its float32 operands.
+        return self.gamma[...] * (jax.nn.softmax(weights).reshape(-1, 1, 1, 1) * layers).sum(0)
 
     def penalty(self, coefficient: float) -> Float[Array, ""]:
-        """½ · coefficient · ‖s‖², which pulls the mix towards the mean (bilm-tf, elmo.py, `l2_coef`)."""
-        return 0.5 * coefficient * jnp.square(self.weights[...]).sum()
+        """A pull of coefficient · ‖s‖², towards the mean (bilm-tf, elmo.py, `l2_coef`)."""
+        return coefficient * jnp.square(self.weights[...]).sum()
 
 
 def _normalised(layers: Float[Array, "L B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "L B T D"]:

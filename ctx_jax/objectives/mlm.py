@@ -2,11 +2,11 @@
 
 An objective has pure methods that run inside jit:
 
-    prepared, totals = objective.prepare(batch, seed, objective.arguments)   rows, and the weight of all of them
-    loss, sums = objective.loss(model, prepared, totals, dropout_keys)       a part of the rows
+    prepared, totals = objective.prepare(batch, seed, objective.arguments)                 rows, and the weight of all
+    loss, (sums, carry) = objective.loss(model, prepared, totals, carry, dropout_keys)     a part of the rows
 
 `totals` covers the whole batch before it is split into micro-batches, so that adding the micro-batches' losses and
-gradients gives those of the large batch.
+gradients gives those of the large batch. Nothing is carried from batch to batch here: the carry is ().
 """
 
 from __future__ import annotations
@@ -74,6 +74,12 @@ class MaskedLMObjective:
         self.arguments: Int[np.ndarray, "N"] = prediction_counts(config.rate, length, config.max_predictions)
         self.slots = slots_needed(self.arguments, examples_per_row)
 
+    @staticmethod
+    def start(rows: int) -> tuple[()]:
+        """Nothing: no batch hands anything to the next."""
+        del rows
+        return ()
+
     def prepare(self, batch: Batch, seed: Int[Array, ""], arguments: Int[Array, "N"]) -> tuple[Prepared, Sums]:
         """Draws the masks of all rows and counts the predictions.
 
@@ -89,8 +95,13 @@ class MaskedLMObjective:
         return Prepared(batch, masked), totals
 
     def loss(
-        self, model: BertForPreTraining, prepared: Prepared, totals: Sums, dropout_keys: Key[Array, "B"] | None = None
-    ) -> tuple[Float[Array, ""], Sums]:
+        self,
+        model: BertForPreTraining,
+        prepared: Prepared,
+        totals: Sums,
+        carry: tuple[()] = (),
+        dropout_keys: Key[Array, "B"] | None = None,
+    ) -> tuple[Float[Array, ""], tuple[Sums, tuple[()]]]:
         """This part's share of the weighted mean over `totals`, and sums for the log.
 
         The vocabulary projection sees the P predicted positions of each row only.
@@ -108,7 +119,18 @@ class MaskedLMObjective:
             nsp_loss, nsp_correct, nsp_weight = self._next_sentence(model, vectors, batch)
             sums |= {"nsp_loss": nsp_loss, "nsp_correct": nsp_correct, "nsp_weight": nsp_weight}
             mean = mean + nsp_loss / jnp.maximum(totals["nsp"], 1.0)
-        return mean, sums
+        return mean, (sums, carry)
+
+    def evaluate(
+        self, model: BertForPreTraining, prepared: Prepared, totals: Sums, carry: tuple[()] = ()
+    ) -> tuple[Sums, tuple[()]]:
+        """The sums of `loss` without dropout."""
+        return self.loss(model, prepared, totals, carry)[1]
+
+    @staticmethod
+    def count_tokens(batch: Batch) -> Float[Array, ""]:
+        """Tokens that are not padding."""
+        return (batch.segment_ids > 0).sum().astype(jnp.float32)
 
     def _next_sentence(
         self, model: BertForPreTraining, vectors: Float[Array, "B T D"], batch: Batch

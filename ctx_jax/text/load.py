@@ -8,10 +8,12 @@ import pathlib
 from ctx_jax.errors import InputError
 from ctx_jax.text.sentencepiece import SentencePiece
 from ctx_jax.text.tokenizer import Tokenizer
-from ctx_jax.text.vocabulary import read_file
+from ctx_jax.text.vocabulary import VocabularyTokenizer, read_file
 from ctx_jax.text.wordpiece import WordPiece
+from ctx_jax.text.words import FILE as WORDS
+from ctx_jax.text.words import Words
 
-_SUPPORTED = "vocab.txt (WordPiece) or a .model file (SentencePiece)"
+_SUPPORTED = "vocab.txt (WordPiece), a .model file (SentencePiece) or words.txt (whole words)"
 # Their ids are not those of the .model file: fairseq put its own special tokens in front.
 _SHIFTED_IDS = ("XLMRoberta", "Camembert", "MBart", "Barthez")
 
@@ -29,7 +31,9 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     path = pathlib.Path(path)
     file = _vocabulary_file(path) if path.is_dir() else path
     config = _Config(file.parent / "tokenizer_config.json")
-    if file.suffix == ".txt":
+    if file.name == WORDS:
+        tokenizer = Words(file)
+    elif file.suffix == ".txt":
         tokenizer = WordPiece(
             file,
             lowercase=config.flag("do_lower_case"),
@@ -54,7 +58,9 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
 def _vocabulary_file(folder: pathlib.Path) -> pathlib.Path:
     names = sorted(entry.name for entry in folder.iterdir())
     models = [name for name in names if name.endswith(".model")]
-    found = [name for name in names if name == "vocab.txt"] + (["spiece.model"] if "spiece.model" in models else models)
+    found = [name for name in names if name in ("vocab.txt", WORDS)] + (
+        ["spiece.model"] if "spiece.model" in models else models
+    )
     if len(found) != 1:
         listed = ", ".join((found or names)[:10]) or "nothing"
         more = f" and {len(names) - 10} more" if not found and len(names) > 10 else ""
@@ -95,7 +101,7 @@ class _Config:
         if isinstance(name, str) and name.startswith(_SHIFTED_IDS):
             raise InputError(f"{self.path}, tokenizer_class: found {name}, whose ids differ from its .model file's")
 
-    def check_tokens(self, tokenizer: WordPiece | SentencePiece) -> None:
+    def check_tokens(self, tokenizer: VocabularyTokenizer) -> None:
         """The configuration may name no special token but the one the tokenizer found, and add none."""
         for key, spelling in tokenizer.special_names().items():
             name = _content(self.values.get(key, spelling))

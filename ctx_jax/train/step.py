@@ -11,7 +11,6 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from ctx_jax.arrays import Batch
 from ctx_jax.nn.parameters import Bound, Params
 
 Sums = dict[str, Array]
@@ -20,30 +19,51 @@ Sums = dict[str, Array]
 class Objective(Protocol):
     """What a model is trained for; `objectives.mlm` says how the methods fit together."""
 
-    def prepare(self, batch: Batch, seed: Int[Array, ""], arguments: Any) -> tuple[Any, Sums]:
+    def start(self, rows: int) -> Any:
+        """What the first batch of so many rows finds in the place of what a batch hands to the next: the carry, a
+        pytree whose leaves have a row each for the batch's rows; () where rows have nothing to do with each other.
+        """
+
+    def prepare(self, batch: Any, seed: Int[Array, ""], arguments: Any) -> tuple[Any, Sums]:
         """Rows ready for the model, and the total weights of all of them."""
 
     def loss(
-        self, model: nnx.Module, prepared: Any, totals: Sums, dropout_keys: Key[Array, "B"] | None
-    ) -> tuple[Float[Array, ""], Sums]:
-        """The rows' share of the loss, and sums for the log."""
+        self, model: nnx.Module, prepared: Any, totals: Sums, carry: Any, dropout_keys: Key[Array, "B"] | None
+    ) -> tuple[Float[Array, ""], tuple[Sums, Any]]:
+        """The rows' share of the loss, sums for the log, and the carry for the next batch."""
+
+    def evaluate(self, model: nnx.Module, prepared: Any, totals: Sums, carry: Any) -> tuple[Sums, Any]:
+        """Sums for the log, without dropout, and the carry for the next batch."""
+
+    def count_tokens(self, batch: Any) -> Float[Array, ""]:
+        """Tokens of a batch that are not padding."""
 
     def target_counts(self, prepared: Any) -> Float[Array, "V"]:
         """How often each id is asked for."""
 
 
 class TrainState(NamedTuple):
-    """All that a step changes."""
+    """All that a step changes.
+
+    Attributes:
+      step: steps taken.
+      params: of the model.
+      optimizer: moments.
+      carry: what a batch hands to the next, see `Objective.start`.
+    """
 
     step: Int[Array, ""]
     params: Params
     optimizer: Any
+    carry: Any = ()
 
 
-def init_state(bound: Bound, transform: optax.GradientTransformation, key: Key[Array, ""]) -> TrainState:
+def init_state(
+    bound: Bound, transform: optax.GradientTransformation, key: Key[Array, ""], carry: Any = ()
+) -> TrainState:
     """Fresh parameters and moments; jit it with `out_shardings`, so that both are born where they belong."""
     params = bound.init(key)
-    return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params), carry)
 
 
 def row_keys(seed: int, step: Int[Array, ""], rows: int) -> Key[Array, "B"]:
@@ -60,7 +80,7 @@ def make_train_step(
     mask_seed: int,
     dropout_seed: int,
     accumulate: int = 1,
-) -> Callable[[TrainState, Batch, Any], tuple[TrainState, Sums]]:
+) -> Callable[[TrainState, Any, Any], tuple[TrainState, Sums]]:
     """The step `(state, batch, arguments) → (state, sums)`, to be jitted with the state donated.
 
     Args:
@@ -73,47 +93,51 @@ def make_train_step(
         all of it first.
     """
 
-    def step(state: TrainState, batch: Batch, arguments: Any) -> tuple[TrainState, Sums]:
+    def step(state: TrainState, batch: Any, arguments: Any) -> tuple[TrainState, Sums]:
         prepared, totals = objective.prepare(batch, jnp.int32(mask_seed), arguments)
-        rows = batch.input_ids.shape[0]
+        rows = jax.tree.leaves(batch)[0].shape[0]
         keys = row_keys(dropout_seed, state.step, rows)
 
-        def loss(params: Params, part: tuple[Any, Array]) -> tuple[Array, Sums]:
-            return objective.loss(bound(params), part[0], totals, part[1])
+        def loss(params: Params, part: tuple[Any, Any, Array]) -> tuple[Array, tuple[Sums, Any]]:
+            prepared, carry, keys = part
+            return objective.loss(bound(params), prepared, totals, carry, keys)
 
         gradient = jax.grad(loss, has_aux=True)
         if accumulate == 1:
-            gradients, sums = gradient(state.params, (prepared, keys))
+            gradients, (sums, carry) = gradient(state.params, (prepared, state.carry, keys))
         else:
             # Micro-batch a takes rows a, a + A, …: of every device's rows the same share.
             split = lambda x: jnp.swapaxes(x.reshape(-1, accumulate, *x.shape[1:]), 0, 1)
-            parts = jax.tree.map(split, (prepared, keys))
-            start = jax.tree.map(
-                lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-                jax.eval_shape(gradient, state.params, jax.tree.map(lambda x: x[0], parts)),
-            )
-            add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(state.params, part)), None)
-            (gradients, sums), _ = jax.lax.scan(add, start, parts)
+            parts = jax.tree.map(split, (prepared, state.carry, keys))
+
+            def add(total: tuple[Params, Sums], part: Any) -> tuple[tuple[Params, Sums], Any]:
+                gradients, (sums, carry) = gradient(state.params, part)
+                return jax.tree.map(jnp.add, total, (gradients, sums)), carry
+
+            shapes, (sums, _) = jax.eval_shape(gradient, state.params, jax.tree.map(lambda x: x[0], parts))
+            start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (shapes, sums))
+            (gradients, sums), carry = jax.lax.scan(add, start, parts)
+            carry = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), carry)
 
         updates, optimizer = transform.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         sums |= {
             "gradient_norm": optax.tree.norm(gradients),
-            "tokens": (batch.segment_ids > 0).sum().astype(jnp.float32),
+            "tokens": objective.count_tokens(batch),
         }
-        return TrainState(state.step + 1, params, optimizer), sums
+        return TrainState(state.step + 1, params, optimizer, carry), sums
 
     return step
 
 
 def make_eval_step(
     bound: Bound, objective: Objective
-) -> Callable[[Params, Batch, Int[Array, ""], Any], tuple[Sums, Float[Array, "V"]]]:
-    """The step `(params, batch, seed, arguments) → (sums, counts of the targets by id)`, without dropout."""
+) -> Callable[[Params, Any, Int[Array, ""], Any, Any], tuple[Sums, Float[Array, "V"], Any]]:
+    """The step `(params, batch, seed, arguments, carry) → (sums, counts of the targets by id, carry)`."""
 
-    def step(params: Params, batch: Batch, seed: Array, arguments: Any) -> tuple[Sums, Array]:
+    def step(params: Params, batch: Any, seed: Array, arguments: Any, carry: Any) -> tuple[Sums, Array, Any]:
         prepared, totals = objective.prepare(batch, seed, arguments)
-        _, sums = objective.loss(bound(params), prepared, totals, None)
-        return sums, objective.target_counts(prepared)
+        sums, carry = objective.evaluate(bound(params), prepared, totals, carry)
+        return sums, objective.target_counts(prepared), carry
 
     return step

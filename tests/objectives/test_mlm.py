@@ -56,7 +56,7 @@ def run(per_row, next_sentence):
     @quick_jit
     def step(params, batch):
         prepared, totals = mlm.prepare(batch, jnp.int32(5), mlm.arguments)
-        (loss, sums), gradients = jax.value_and_grad(
+        (loss, (sums, _)), gradients = jax.value_and_grad(
             lambda params: mlm.loss(bound()(params), prepared, totals), has_aux=True
         )(params)
         model = bound()(params)
@@ -205,7 +205,7 @@ def test_labels_of_next_sentence_prediction():
     @quick_jit
     def run(logits):
         prepared, totals = mlm.prepare(batch, jnp.int32(0), mlm.arguments)
-        return totals["nsp"], mlm.loss(Model(logits), prepared, totals)[1]
+        return totals["nsp"], mlm.evaluate(Model(logits), prepared, totals)[0]
 
     total, sums = run(sure)
     assert (total, sums["nsp_correct"], sums["nsp_weight"]) == (3, 3, 3)

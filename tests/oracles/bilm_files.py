@@ -34,10 +34,10 @@ def read_params(path, config):
         read = lambda name: np.asarray(file[name], np.float32)
         words = {
             "table": read("char_embed"),
-            "kernels": {i: read(f"CNN/W_cnn_{i}")[0] for i in range(len(config.filters))},
-            "biases": {i: read(f"CNN/b_cnn_{i}") for i in range(len(config.filters))},
+            "kernels": {str(i): read(f"CNN/W_cnn_{i}")[0] for i in range(len(config.filters))},
+            "biases": {str(i): read(f"CNN/b_cnn_{i}") for i in range(len(config.filters))},
             "highway": {
-                i: {
+                str(i): {
                     "kernel": np.stack([read(f"CNN_high_{i}/W_{which}") for which in ("transform", "carry")], axis=1),
                     "bias": np.stack([read(f"CNN_high_{i}/b_{which}") for which in ("transform", "carry")]),
                 }
@@ -56,5 +56,5 @@ def read_params(path, config):
                 "projection": read(f"{at}/W_P_0"),
             }
 
-        stacks = [{i: lstm(direction, i) for i in range(config.num_layers)} for direction in (0, 1)]
+        stacks = [{str(i): lstm(direction, i) for i in range(config.num_layers)} for direction in (0, 1)]
     return {"words": words, "forward": stacks[0], "backward": stacks[1]}

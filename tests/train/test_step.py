@@ -128,9 +128,10 @@ def test_sums_of_the_step():
 def test_eval_step_has_no_dropout_and_asks_what_training_asked():
     step = quick_jit(make_eval_step(BOUND, OBJECTIVE))
     params = fresh().params
-    sums, counts = step(params, rows(), jnp.int32(1), OBJECTIVE.arguments)
-    again, _ = step(params, rows(), jnp.int32(1), OBJECTIVE.arguments)
-    other, _ = step(params, rows(), jnp.int32(2), OBJECTIVE.arguments)
+    sums, counts, carry = step(params, rows(), jnp.int32(1), OBJECTIVE.arguments, ())
+    again, *_ = step(params, rows(), jnp.int32(1), OBJECTIVE.arguments, ())
+    other, *_ = step(params, rows(), jnp.int32(2), OBJECTIVE.arguments, ())
+    assert carry == ()
     trained = after(1, 1)[1]
     assert sums["mlm_loss"] == again["mlm_loss"] != other["mlm_loss"]
     assert sums["mlm_loss"] != trained["mlm_loss"]

@@ -1,0 +1,33 @@
+"""ELMo medium: 2 LSTMs of 2048 cells a direction, projected to 256; 28.0 M parameters (allennlp.org/elmo, "medium").
+
+    ctx-jax data build TEXT… --out data/words --train-words 1000000 --validation HELD_OUT…
+    ctx-jax pretrain configs/elmo_medium.py --workdir runs/elmo_medium --data data/words
+
+bilm-tf's recipe (bin/train_elmo.py): Adagrad at a constant 0.2 from accumulators of 1, gradients clipped to a norm of
+10, windows of 20 words, dropout 0.1, a softmax sampled with 8,192 words. The vocabulary is the 50,000 most frequent
+words. Not run here.
+"""
+
+from ctx_jax.data.plan import RowsConfig
+from ctx_jax.experiment import Evaluation, Experiment
+from ctx_jax.flops.budget import FlopBudget
+from ctx_jax.models.elmo import ElmoConfig
+from ctx_jax.objectives.bilm import BiLM
+from ctx_jax.train.loop import LoopConfig
+from ctx_jax.train.optimizer import Optimizer
+from ctx_jax.train.schedules import Schedule
+
+config = Experiment(
+    data="data/words",
+    model=ElmoConfig(
+        lstm_dim=2048, projection_dim=256, num_highway=1, vocab_size=50_000, dropout=0.1, dtype="bfloat16"
+    ),
+    rows=RowsConfig(length=20, kind="stream"),
+    objective=BiLM(num_samples=8192),
+    optimizer=Optimizer("adagrad", Schedule("constant", 0.2)),
+    steps=50_000,
+    batch_size=128,
+    loop=LoopConfig(log_every=50, evaluate_every=1_000, checkpoint_every=500),
+    evaluation=Evaluation(rows=6400, batch_size=64),
+    flop_budget=FlopBudget(9.4e9, 128),
+)
