@@ -53,7 +53,7 @@ class ElmoConfig:
     dropout: float = 0.1
     """Of what enters each LSTM, and of what leaves the last."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the computation; parameters and cells stay float32."""
+    """Type of the computation; parameters and states stay float32."""
     unroll: bool = False
     """Write the steps of the LSTMs out instead of scanning over them."""
 
@@ -97,9 +97,10 @@ class ElmoState(NamedTuple):
 
 def zero_state(config: ElmoConfig, rows: int) -> ElmoState:
     """The state at the beginning of so many texts."""
-    hidden = lambda: jnp.zeros((rows, config.projection_dim), config.dtype)
-    zeros = lambda: tuple(LSTMState(jnp.zeros((rows, config.lstm_dim)), hidden()) for _ in range(config.num_layers))
-    return ElmoState(zeros(), zeros())
+    zeros = lambda width: jnp.zeros((rows, width))
+    state = lambda: LSTMState(zeros(config.lstm_dim), zeros(config.projection_dim))
+    direction = lambda: tuple(state() for _ in range(config.num_layers))
+    return ElmoState(direction(), direction())
 
 
 class Elmo(nnx.Module):
