@@ -7,8 +7,8 @@ __version__ = "0.1.0"
 # Loaded when first used: `import ctx_jax` costs nothing, and text-only work never loads JAX.
 _PUBLIC = {
     "BertConfig": "ctx_jax.models.bert",
+    "ElmoConfig": "ctx_jax.models.elmo",
     "Encoder": "ctx_jax.encoder",
-    "Encoded": "ctx_jax.encoder",
     "Experiment": "ctx_jax.experiment",
     "InputError": "ctx_jax.errors",
     "Representations": "ctx_jax.arrays",

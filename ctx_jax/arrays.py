@@ -124,6 +124,20 @@ class Representations(NamedTuple):
             return vectors[:, 0]
         raise InputError(f"pool: found {pool!r}, expected 'mean', 'cls' or 'max'")
 
+    def mix(self, weights: Float[np.ndarray, "L"], *, gamma: float = 1.0) -> Float[np.ndarray, "B T D"]:
+        """γ Σ softmax(weights)ₗ · layer l: all layers as one (Peters et al. 2018, equation 1).
+
+        Raises:
+          InputError: there is not a weight for each layer.
+        """
+        weights = np.asarray(weights, np.float64)
+        count = None if self.layers is None else len(self.layers)
+        if weights.shape != (count,):
+            raise InputError(f"weights: found shape {list(weights.shape)}, expected one for each of {count} layers")
+        shares = np.exp(weights - weights.max())
+        shares = (gamma * shares / shares.sum()).astype(np.float32)
+        return np.tensordot(shares, np.asarray(self.layers), axes=1)
+
     def words(
         self, *, layer: int = -1, pool: Literal["mean", "first", "last"] = "mean"
     ) -> list[Float[np.ndarray, "W D"]]:

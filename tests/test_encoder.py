@@ -10,7 +10,7 @@ import pytest
 from ctx_jax import Encoder, InputError
 from ctx_jax.checkpoint import Checkpoints, save_weights
 from ctx_jax.data.corpus import Corpus
-from ctx_jax.encoder import cosine
+from ctx_jax.encoder import BertEncoder, cosine
 from ctx_jax.models.bert import BertConfig, BertForPreTraining
 from ctx_jax.nn.parameters import Bound
 from ctx_jax.text.load import load_tokenizer
@@ -38,7 +38,7 @@ def encoder(bound, topics_corpus):
     # Matrices eight times as large as at the start of training, so that attention is not uniform.
     grow = lambda path, x: x * 8 if path[-1].key in ("kernel", "table") else x
     params = jax.tree_util.tree_map_with_path(grow, bound.init(jax.random.key(0)))
-    return Encoder(CONFIG, params, load_tokenizer(topics_corpus / "tokenizer"))
+    return BertEncoder(CONFIG, params, load_tokenizer(topics_corpus / "tokenizer"))
 
 
 @pytest.fixture(scope="module")

@@ -63,6 +63,7 @@ class ElmoConfig:
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise InputError(f"ElmoConfig.{name} is {getattr(self, name)}, expected at least {bound}")
+        object.__setattr__(self, "filters", tuple(map(tuple, self.filters)))  # JSON has lists
         if not self.filters:
             raise InputError("ElmoConfig.filters is empty, expected at least one (width, count)")
         for width, count in self.filters:

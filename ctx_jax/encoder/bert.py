@@ -1,48 +1,27 @@
-"""Using a trained model: text in, vectors out."""
+"""A trained BERT in use: sub-words in, vectors out."""
 
 from __future__ import annotations
 
-import json
-import os
-import pathlib
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from ctx_jax.arrays import Representations
-from ctx_jax.checkpoint import Checkpoints, load_weights
-from ctx_jax.errors import InputError, did_you_mean
+from ctx_jax.encoder.base import Candidate, Encoder, Text
+from ctx_jax.errors import InputError
 from ctx_jax.models.bert import BertConfig, BertForPreTraining
 from ctx_jax.nn.parameters import Bound, Params
 from ctx_jax.text.inputs import Inputs, model_inputs
-from ctx_jax.text.load import load_tokenizer
 from ctx_jax.text.tokenizer import Tokenizer
 
-MODELS = {"bert": (BertConfig, BertForPreTraining)}
-"""By `model_type` of config.json."""
 
-Text = str | Sequence[str]
-
-
-class Candidate(NamedTuple):
-    """What may stand at a [MASK].
-
-    Attributes:
-      token: as the vocabulary spells it.
-      probability: of the token among all tokens.
-    """
-
-    token: str
-    probability: float
-
-
-class Encoder:
-    """A model with its weights and its tokenizer.
+class BertEncoder(Encoder):
+    """A BERT with its weights and its tokenizer.
 
     Attributes:
       config: sizes.
@@ -51,9 +30,7 @@ class Encoder:
     """
 
     def __init__(self, config: BertConfig, params: Params, tokenizer: Tokenizer | None = None):
-        self.config = config
-        self.params = params
-        self.tokenizer = tokenizer
+        super().__init__(config, params, tokenizer)
         bound = Bound(lambda rngs: BertForPreTraining(config, rngs=rngs))
 
         @partial(jax.jit, static_argnames="all_layers")
@@ -69,30 +46,6 @@ class Encoder:
             return jax.nn.softmax(model.masked_lm_logits(vectors[0, at]))
 
         self._forward, self._predict = forward, predict
-
-    @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str]) -> Encoder:
-        """Loads a run directory: its final weights, or those of its newest good checkpoint.
-
-        Raises:
-          InputError: the folder, its config.json or its weights are missing or do not fit.
-        """
-        folder = pathlib.Path(path)
-        file = folder / "config.json"
-        if not file.is_file():
-            found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) if folder.is_dir() else "no folder"
-            raise InputError(f"{folder}: found {found or 'nothing'}, expected a run directory with config.json")
-        config, model = _read_config(file)
-        bound = Bound(lambda rngs: model(config, rngs=rngs))
-        if (folder / "weights").exists():
-            params, _ = load_weights(folder / "weights", bound.shapes)
-        else:
-            restored = Checkpoints(folder / "checkpoints").restore({"params": bound.shapes}, partial=True)
-            if restored is None:
-                raise InputError(f"{folder}: found neither weights nor checkpoints, expected a run that has saved some")
-            params = restored.state["params"]
-        tokenizer = load_tokenizer(folder / "tokenizer") if (folder / "tokenizer").exists() else None
-        return cls(config, params, tokenizer)
 
     def encode(
         self,
@@ -202,11 +155,6 @@ class Encoder:
             result.append([Candidate(name, float(probabilities[i])) for name, i in zip(names, best, strict=True)])
         return result
 
-    def _tokenizer(self) -> Tokenizer:
-        if self.tokenizer is None:
-            raise InputError("the folder holds no tokenizer: use encode_ids, or put the tokenizer's files into it")
-        return self.tokenizer
-
     def _bucket(self, length: int) -> int:
         """The length that is compiled for: a few, so that a new text seldom means a new compilation."""
         bucket = 16
@@ -261,26 +209,3 @@ def _own_words(row: Inputs) -> np.ndarray:
     words = row.words
     first = words[words >= 0].min() if row.start and (words >= 0).any() else 0
     return np.where(words >= 0, words - first, -1)
-
-
-def _read_config(file: pathlib.Path) -> tuple[BertConfig, type[BertForPreTraining]]:
-    try:
-        record = json.loads(file.read_text())
-    except ValueError as error:
-        raise InputError(f"{file}: not JSON ({error})") from error
-    kind = record.get("model_type")
-    if kind not in MODELS or "model" not in record:
-        raise InputError(
-            f"{file}: model_type is {kind!r}, expected one of {', '.join(MODELS)} in a config.json written by ctx_jax"
-            + did_you_mean(str(kind), MODELS)
-        )
-    config, model = MODELS[kind]
-    try:
-        return config(**record["model"]), model
-    except TypeError as error:
-        raise InputError(f"{file}: model: {error}") from error
-
-
-def cosine(a: Float[np.ndarray, "*batch D"], b: Float[np.ndarray, "*batch D"]) -> Float[np.ndarray, "*batch"]:
-    """Cosine of the angle between vectors."""
-    return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
