@@ -142,8 +142,9 @@ def test_windows_are_what_the_text_says(name, batch_size, length, texts, corpora
     steps = len(all_steps(documents, range(len(documents))))
     assert streams.num_steps == steps
     assert streams.num_rows == steps // length
-    expected = [batch for epoch in range(3) for batch in expected_epoch(documents, batch_size, length, 1, epoch)]
-    assert len(expected) == 3 * streams.windows_per_stream(batch_size) >= 3
+    epochs = 3 if length > 1 else 2  # of the many windows of a step
+    expected = [batch for epoch in range(epochs) for batch in expected_epoch(documents, batch_size, length, 1, epoch)]
+    assert len(expected) == epochs * streams.windows_per_stream(batch_size) >= epochs
     for found, batch in zip(streams.batches(batch_size, prefetch=False), expected, strict=False):
         assert_equal(found, batch)
 
@@ -226,7 +227,7 @@ def test_resuming_anywhere_is_going_on(name, batch_size, length, corpora):
     per_epoch = streams.windows_per_stream(batch_size)
     batches = take(streams.batches(batch_size, prefetch=False), 2 * per_epoch + 3)
     for done in {
-        *range(min(len(batches), 40)),
+        *range(min(len(batches), 20)),
         *range(max(per_epoch - 2, 0), per_epoch + 3),
         2 * per_epoch,
         len(batches) - 1,
