@@ -24,7 +24,7 @@ config = Experiment(
     rows=RowsConfig(length=20, kind="stream"),
     objective=BiLM(num_samples=8192),
     optimizer=Optimizer("adamw", Schedule("linear", 2e-3, warmup_steps=100), b2=0.98, weight_decay=0.0),
-    steps=2_500,
+    steps=1_500,
     batch_size=32,
     loop=LoopConfig(log_every=25, evaluate_every=500, checkpoint_every=250),
     evaluation=Evaluation(rows=1280, batch_size=64),

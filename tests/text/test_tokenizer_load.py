@@ -74,7 +74,7 @@ def test_broken_config(folder):
 
 
 def test_nothing_to_load(tmp_path):
-    with pytest.raises(InputError, match=r"found nothing, expected one vocab.txt \(WordPiece\) or a .model file"):
+    with pytest.raises(InputError, match=r"found nothing, expected one vocab.txt \(WordPiece\), a .model file"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "merges.txt").write_text("")
