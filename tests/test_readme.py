@@ -9,7 +9,7 @@ import shlex
 import pytest
 
 from ctx_jax import cli
-from ctx_jax.experiment import pretrain
+from ctx_jax.experiment import Evaluation, pretrain
 from ctx_jax.train.optimizer import Optimizer
 from ctx_jax.train.schedules import Schedule
 
@@ -27,8 +27,8 @@ COMMANDS = [
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory, topics_corpus):
-    """A folder with the data and the run that the README talks of."""
+def home(tmp_path_factory, topics_corpus, words_corpus):
+    """A folder with the data and the runs that the README talks of."""
     folder = tmp_path_factory.mktemp("home")
     (folder / "data").mkdir()
     (folder / "data" / "mine").symlink_to(topics_corpus)
@@ -39,6 +39,14 @@ def home(tmp_path_factory, topics_corpus):
     optimizer = Optimizer(config.optimizer.kind, Schedule("constant", 1e-3))
     short = dataclasses.replace(config, data=str(out), steps=3, optimizer=optimizer)
     assert pretrain(short, folder / "runs" / "quickstart", show_progress=False).finished
+    elmo = cli.load_config(ROOT / "configs" / "elmo_small.py")
+    model = dataclasses.replace(elmo.model, lstm_dim=130, vocab_size=500)
+    optimizer = Optimizer("adagrad", Schedule("constant", 0.2))
+    few = Evaluation(rows=8, batch_size=8)
+    short = dataclasses.replace(
+        elmo, data=str(words_corpus), model=model, optimizer=optimizer, steps=2, batch_size=8, evaluation=few
+    )
+    assert pretrain(short, folder / "runs" / "elmo", show_progress=False).finished
     return folder
 
 

@@ -61,7 +61,7 @@ def _one(path: pathlib.Path, experiment: Any, command: Flops, override: Any, pea
     """Prints one config's tables, unless JSON is asked for, and returns its record."""
     from ctx_jax.experiment.assembly import abstract_step
     from ctx_jax.experiment.cost import step_cost
-    from ctx_jax.flops.architectures import count_encoder, describe, encoder_cost, longest
+    from ctx_jax.flops.architectures import count_encoder, describe, encoder_cost, longest, unit
     from ctx_jax.flops.jaxpr import count
     from ctx_jax.flops.report import UNIT, cost_json, counts_json, forward_lines, training_lines
 
@@ -78,7 +78,7 @@ def _one(path: pathlib.Path, experiment: Any, command: Flops, override: Any, pea
         "forward": [counts_json(found) for found in counts],
         "budget": None if verdict is None else verdict.as_dict(),
     }
-    lines = [f"{path}: {describe(model)} ({UNIT})", "", *forward_lines(counts, peak, model.dtype)]
+    lines = [f"{path}: {describe(model)} ({UNIT})", "", *forward_lines(counts, peak, model.dtype, unit(model))]
     if command.train:
         cost = step_cost(experiment)
         function, args = abstract_step(experiment)

@@ -16,21 +16,21 @@ LENGTHS_ABREAST = 2
 UNIT = "1 multiply-add = 2 FLOP"
 
 
-def forward_lines(counts: Sequence[ThreeCounts], peak: Peak | None, dtype: str) -> Iterator[str]:
+def forward_lines(counts: Sequence[ThreeCounts], peak: Peak | None, dtype: str, unit: str) -> Iterator[str]:
     """The encoder's forward pass at each length, by part and counted three ways."""
     for at in range(0, len(counts), LENGTHS_ABREAST):
         if at:
             yield ""
-        yield from _block([c.formula for c in counts[at : at + LENGTHS_ABREAST]])
+        yield from _block([c.formula for c in counts[at : at + LENGTHS_ABREAST]], unit)
     for found in counts:
         yield ""
-        yield from _three_ways(found)
+        yield from _three_ways(found, unit)
         if peak is not None:
             yield _at_best(found.formula.matrix_flops, found.formula.bytes_moved, peak, dtype)
 
 
-def _block(costs: Sequence[Cost]) -> Iterator[str]:
-    what = lambda cost: f"{cost.rows} × {cost.length} tokens" if cost.rows > 1 else f"{cost.length} tokens"
+def _block(costs: Sequence[Cost], unit: str) -> Iterator[str]:
+    what = lambda cost: f"{cost.rows} × {cost.length} {unit}" if cost.rows > 1 else f"{cost.length} {unit}"
     yield f"{'forward, GFLOP':<{NAME}}{'parameters':>{PARAMETERS}}" + "".join(f"{what(c):>29}" for c in costs)
     yield " " * (NAME + PARAMETERS) + "".join(f"{'products':>12}{'share':>8}{'other':>9}" for _ in costs)
     for number, part in enumerate(costs[0].parts):
@@ -42,16 +42,16 @@ def _block(costs: Sequence[Cost]) -> Iterator[str]:
     yield f"  {'all':<{NAME - 2}}{costs[0].parameters:>{PARAMETERS},}" + "".join(
         f"{_giga(cost.matrix_flops):>12}{'':>8}{_giga(cost.other_flops):>9}" for cost in costs
     )
-    yield f"  {'a token, MFLOP':<{NAME - 2}}{'':>{PARAMETERS}}" + "".join(
+    yield f"  {f'a {unit[:-1]}, MFLOP':<{NAME - 2}}{'':>{PARAMETERS}}" + "".join(
         f"{cost.matrix_flops / cost.tokens / 1e6:>12.2f}{'':>8}{cost.other_flops / cost.tokens / 1e6:>9.2f}"
         for cost in costs
     )
 
 
-def _three_ways(counts: ThreeCounts) -> Iterator[str]:
+def _three_ways(counts: ThreeCounts, unit: str) -> Iterator[str]:
     formula, walk = counts.formula, counts.walk
     whole = formula.matrix_flops + formula.other_flops
-    head = f"{formula.length} tokens: "
+    head = f"{formula.length} {unit}: "
     same = _versus(walk.matrix, formula.matrix_flops)
     yield f"  {head}products by formula {formula.matrix_flops:,}, by the jaxpr {same}"
     yield f"  {'':<{len(head)}}all FLOPs by formula {whole:,}, by the jaxpr {_versus(walk.flops, whole)},"
