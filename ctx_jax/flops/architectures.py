@@ -5,6 +5,7 @@ A twin is the same model with its loops written out, for XLA, which counts a loo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -58,13 +59,18 @@ def describe(config: EncoderConfig) -> str:
 
 def encoder_function(config: EncoderConfig, *, rows: int, length: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """The encoder's forward pass as a function, and the shapes of its arguments."""
+    bound = _bound(config)
     if isinstance(config, ElmoConfig):
-        bound = Bound(lambda rngs: Elmo(config, rngs=rngs))
         ids = jax.ShapeDtypeStruct((rows, length, config.max_characters), jnp.int16)
         return lambda params, char_ids: bound(params)(char_ids, all_layers=False)[0].last, (bound.shapes, ids)
-    bound = Bound(lambda rngs: Bert(config, rngs=rngs))
     ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     return lambda params, input_ids: bound(params)(input_ids).last, (bound.shapes, ids)
+
+
+@functools.cache
+def _bound(config: EncoderConfig) -> Bound:
+    module = Elmo if isinstance(config, ElmoConfig) else Bert
+    return Bound(lambda rngs: module(config, rngs=rngs))
 
 
 class ThreeCounts(NamedTuple):
@@ -94,15 +100,16 @@ def count_encoder(config: EncoderConfig, *, rows: int = 1, length: int) -> Three
     """Counts the encoder's forward pass by formula, by walking its jaxpr, and by XLA on a twin. Nothing is compiled."""
     function, args = encoder_function(config, rows=rows, length=length)
     walk = count(function, *args)
-    twin = lambda words: xla_flops(*_call(*encoder_function(replace(config, unroll=True), rows=rows, length=words)))
     if isinstance(config, ElmoConfig) and length > 2 * ELMO_TWIN_WORDS:
-        few, twice = twin(ELMO_TWIN_WORDS), twin(2 * ELMO_TWIN_WORDS)
+        few, twice = (_xla_of_twin(config, rows, times * ELMO_TWIN_WORDS) for times in (1, 2))
         xla = few + (twice - few) * (length - ELMO_TWIN_WORDS) // ELMO_TWIN_WORDS
     else:
-        xla = twin(length)
+        xla = _xla_of_twin(config, rows, length)
     erf = walk.by_primitive.get("erfc", 0) * (erfc_flops(config.dtype) - 1)
     return ThreeCounts(encoder_cost(config, rows=rows, length=length), walk, xla, erf)
 
 
-def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return function, *args
+@functools.cache
+def _xla_of_twin(config: EncoderConfig, rows: int, length: int) -> int:
+    function, args = encoder_function(replace(config, unroll=True), rows=rows, length=length)
+    return xla_flops(function, *args)
