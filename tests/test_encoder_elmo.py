@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from oracles.compiling import quick_jit
 from test_experiment import train
-from test_experiment_elmo import tiny  # noqa: F401 (a fixture)
+from test_experiment_elmo import tiny_experiment
 
 from ctx_jax import Encoder, InputError, cli
 from ctx_jax.encoder import ElmoEncoder
@@ -179,8 +179,8 @@ def test_bad_texts(encoder, texts, message):
         encoder.encode(texts)
 
 
-def test_a_run_is_loaded_and_encodes(tiny, tmp_path, capsys):  # noqa: F811
-    run = tmp_path / "run"
+def test_a_run_is_loaded_and_encodes(words_corpus, tmp_path, capsys):
+    tiny, run = tiny_experiment(words_corpus), tmp_path / "run"
     train(dataclasses.replace(tiny, steps=2), run)
     loaded = Encoder.from_pretrained(run)
     assert isinstance(loaded, ElmoEncoder)

@@ -35,8 +35,7 @@ MODEL = ElmoConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def tiny(words_corpus):
+def tiny_experiment(words_corpus):
     return Experiment(
         data=str(words_corpus),
         model=MODEL,
@@ -48,6 +47,11 @@ def tiny(words_corpus):
         loop=LoopConfig(log_every=1, evaluate_every=6, checkpoint_every=4),
         evaluation=Evaluation(rows=64, batch_size=8),
     )
+
+
+@pytest.fixture(scope="module")
+def tiny(words_corpus):
+    return tiny_experiment(words_corpus)
 
 
 @pytest.fixture(scope="module")

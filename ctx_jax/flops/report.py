@@ -46,6 +46,10 @@ def _block(costs: Sequence[Cost], unit: str) -> Iterator[str]:
         f"{cost.matrix_flops / cost.tokens / 1e6:>12.2f}{'':>8}{cost.other_flops / cost.tokens / 1e6:>9.2f}"
         for cost in costs
     )
+    yield (
+        f"  {'moved at least, MB':<{NAME - 2}}{'':>{PARAMETERS}}"
+        + "".join(f"{cost.bytes_moved / 1e6:>12,.1f}{'':>17}" for cost in costs).rstrip()
+    )
 
 
 def _three_ways(counts: ThreeCounts, unit: str) -> Iterator[str]:
