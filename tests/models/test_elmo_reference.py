@@ -74,11 +74,11 @@ class Fixture:
     def words(self):
         return [oracle.word_layer(self.w, batch["char_ids"], batch["lengths"]) for batch in self.batches]
 
-    def twin(self, mistakes=(), stateless=False):
-        """All layers of the ten batches; word vectors are made once where no mistake is in them."""
+    def twin(self, mistakes=(), stateless=False, count=10):
+        """All layers of the batches; word vectors are made once where no mistake is in them."""
         found, state = [], None
         of_words = set(mistakes) & set(oracle.WORD_MISTAKES)
-        for batch, words in zip(self.batches, self.words, strict=True):
+        for batch, words in list(zip(self.batches, self.words, strict=True))[:count]:
             if of_words:
                 words = oracle.word_layer(self.w, batch["char_ids"], batch["lengths"], mistakes=mistakes)
             layers, state = oracle.encode_vectors(
@@ -181,6 +181,23 @@ def test_stateless_rows_equal_the_float64_arrays(fixture):
     assert min(differ[1:]) > 0.1
 
 
+def test_bfloat16_stays_near(fixture):
+    """In units of 2⁻⁸, its rounding: measured 0.5 to 0.75 as a root mean square, over all ten batches.
+
+    The worst value is 1.3 off where the layer's largest value is one, after ten batches as after one.
+    """
+    found = ours(fixture, config=dataclasses.replace(fixture.config, dtype="bfloat16"))
+    for layer in range(3):
+        pairs = [
+            (layers[layer][mask].astype(np.float64), batch["stateful"][layer][mask])
+            for batch, (layers, _, mask, _) in zip(fixture.batches, found, strict=True)
+        ]
+        a, b = (np.concatenate(side) for side in zip(*pairs, strict=True))
+        typical = np.sqrt(np.mean((a - b) ** 2) / np.mean(b**2))
+        assert 0.3 < typical * 2**8 < 1, layer
+        assert np.abs(a - b).max() * 2**8 < 1.6 * np.abs(b).max(), layer
+
+
 def test_the_twin_equals_the_float64_arrays_and_tensorflow(fixture):
     layers = fixture.twin()
     assert top_error(fixture.batches, layers) < 1.5e-6
@@ -206,12 +223,12 @@ def test_each_mistake_is_seen_in_tensorflows_numbers(reference, mistake):
 @pytest.mark.parametrize("mistake", oracle.MISTAKES)
 def test_each_mistake_is_seen_in_the_set_without_skip_connections(reference, mistake):
     fixture = loaded(reference / "elmo_bilmtf")
-    pairs = zip(fixture.twin([mistake]), (batch["stateful"] for batch in fixture.batches), strict=True)
-    error = largest(pairs)
+    layers = fixture.twin([mistake], count=4)
+    error = largest(zip(layers, (batch["stateful"] for batch in fixture.batches[:4]), strict=True))
     if mistake in ONLY_IN_ALLENNLP:
         assert error < 1e-6
     else:
-        assert error > 50 * TOLERANCE
+        assert error > 25 * TOLERANCE
 
 
 def bent(tree, **changes):

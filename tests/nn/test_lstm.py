@@ -185,8 +185,7 @@ def aims():
     return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
 
 
-@pytest.mark.parametrize("unroll", [False, True])
-@pytest.mark.parametrize("clips", CLIPS)
+@pytest.mark.parametrize(("clips", "unroll"), [*((clips, False) for clips in CLIPS), ("both", True)])
 def test_gradients_by_finite_differences(clips, unroll):
     """Of the weights, the inputs and the state before, along random directions, by all outputs and the state after."""
     p, (x, state) = params(), inputs()
@@ -227,14 +226,14 @@ def test_gradients_behind_a_row_are_zero_whatever_stands_there():
 
 
 def test_bfloat16_rounds_products_and_keeps_the_state():
-    """Largest difference by the largest value: measured 6.6e-3. Cells stay float32: steps below 2⁻⁸ add up."""
+    """Largest difference by the largest value: measured 3.2e-3."""
     p, (x, state) = params(scale=1.0), inputs()
     outputs, after = runner(*CLIPS["none"])(p, jnp.asarray(x, jnp.bfloat16), LENGTHS, state)
     assert outputs.dtype == jnp.bfloat16
     assert after.cell.dtype == jnp.float32
     expected = by_hand(p, x, LENGTHS, state)
     error = np.abs(np.asarray(outputs, np.float64) - expected[0]).max() / np.abs(expected[0]).max()
-    assert 5e-4 < error < 2e-2
+    assert 5e-4 < error < 8e-3
 
 
 def test_a_bfloat16_cell_adds_up_small_steps():
@@ -242,7 +241,10 @@ def test_a_bfloat16_cell_adds_up_small_steps():
     shapes = bound(sizes=(1, 1, 1)).shapes
     p = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
     p["bias"][:, 0] = [30.0, np.arctanh(1e-3), 30.0, 0.0]
-    x, state = jnp.zeros((1, 100, 1), jnp.bfloat16), LSTMState(np.ones((1, 1), np.float32), np.zeros((1, 1), np.float32))
+    x, state = (
+        jnp.zeros((1, 100, 1), jnp.bfloat16),
+        LSTMState(np.ones((1, 1), np.float32), np.zeros((1, 1), np.float32)),
+    )
     after = quick_jit(lambda x, state: bound(sizes=(1, 1, 1))(p)(x, np.array([100], np.int32), state))(x, state)[1]
     assert float(after.cell[0, 0]) == pytest.approx(1.1, abs=1e-4)
 

@@ -71,9 +71,12 @@ def test_equals_the_formula(layer_norm):
     expected = by_hand(normalised(x) if layer_norm else x, s, gamma)
     found = np.asarray(mix(params(s, gamma), x, MASK))
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(found[MASK], expected[MASK], rtol=0, atol=5e-6)
+    # What is no token is a hundred times as large, and mixed all the same.
+    np.testing.assert_allclose(found[~MASK], expected[~MASK], rtol=0, atol=1e-4)
     # By the softmax a number added to all is nothing.
-    np.testing.assert_allclose(mix(params(np.add(s, 5), gamma), x, MASK), found, rtol=2e-6, atol=2e-6)
+    shifted = np.asarray(mix(params(np.add(s, 5), gamma), x, MASK))
+    np.testing.assert_allclose(shifted[MASK], found[MASK], rtol=0, atol=5e-6)
 
 
 def test_the_norm_looks_at_tokens_alone():
