@@ -160,7 +160,9 @@ class Elmo(nnx.Module):
         """
         if lengths is None:
             lengths = (char_ids != 0).any(-1).sum(-1, dtype=jnp.int32)
-        vectors = self.word_vectors(char_ids)
+        # Ids that are none, behind a row's length, would make the CNN's gradients NaN, though nobody reads the vectors.
+        present = jax.lax.broadcasted_iota(jnp.int32, char_ids.shape, 1) < lengths[:, None, None]
+        vectors = self.word_vectors(jnp.where(present, char_ids, jnp.zeros((), char_ids.dtype)))
         return self.contextualise(vectors, lengths, state, dropout_keys=dropout_keys, all_layers=all_layers)
 
     def contextualise(
