@@ -154,7 +154,7 @@ def test_the_command_line_overrides_fields_of_either_kind(tiny, words_corpus, tm
     words = ["pretrain", str(config), "--workdir", str(tmp_path / "run"), "--data", str(words_corpus), "--steps", "2"]
     words += ["--model.lstm-dim", "24", "--model.projection-dim", "8", "--model.vocab-size", "300"]
     words += ["--model.filters", "1", "4", "2", "4", "--objective.num-samples", "20", "--batch-size", "8"]
-    words += ["--evaluation.rows", "16", "--evaluation.batch-size", "8"]
+    words += ["--evaluation.rows", "16", "--evaluation.batch-size", "8", "--optimizer.schedule.warmup-steps", "1"]
     assert cli.main(words) == 0
     assert "held-out perplexity" in capsys.readouterr().out
 

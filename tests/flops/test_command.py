@@ -2,10 +2,10 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -110,18 +110,17 @@ def test_training_tables_equal_the_step(capsys):
 
 
 def test_all_configs_take_less_than_ten_seconds():
-    """In a process of its own, imports and all, nothing compiled: on two cores, at worst busy ones."""
-    begin = time.perf_counter()
+    """In a process of its own, imports and all, nothing compiled. Of the processor, so that no other process counts."""
+    begin = os.times()
     words = [sys.executable, "-m", "ctx_jax.cli", "flops", *map(str, CONFIGS)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=_plain_environment())
-    seconds = time.perf_counter() - begin
+    end = os.times()
+    seconds = end.children_user + end.children_system - begin.children_user - begin.children_system
     assert done.returncode == 0, done.stderr
-    assert seconds < 10, f"{seconds:.1f} s"
+    assert 0.5 < seconds < 10, f"{seconds:.1f} s"
 
 
 def _plain_environment():
-    import os
-
     return {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
 
 
