@@ -73,6 +73,24 @@ def test_each_text_has_the_vectors_that_it_has_alone(encoder):
             assert encoded.tokens[row] == tuple(words)
 
 
+def test_short_texts_share_rows_and_do_not_see_each_other(encoder):
+    """60 short texts beside one of 90 words fill a few rows of 96; two words are enough to tell a leak."""
+    fresh = ElmoEncoder(CONFIG, encoder.params)
+    rng = np.random.default_rng(3)
+    words = ["the", "bank", "of", "a", "river", "money", "."]
+    texts = [[str(w) for w in rng.choice(words, n)] for n in [90, *rng.integers(0, 12, 60)]]
+    seen = []
+    run = fresh._contextualise
+    fresh._contextualise = lambda params, rows, *rest: (seen.append(rows), run(params, rows, *rest))[1]
+    encoded = fresh.encode(texts)
+    filled = sum(rows.lengths.sum() for rows in seen)
+    assert filled == sum(len(text) + 2 for text in texts)
+    assert filled > 0.8 * sum(np.prod(rows.vectors.shape[:2]) for rows in seen)
+    for row, text in enumerate(texts):
+        expected = fresh.encode([text]).layers[:, 0]
+        np.testing.assert_allclose(encoded.layers[:, row, : len(text)], expected, rtol=0, atol=1e-6)
+
+
 def test_order_and_repetition_change_nothing(encoder):
     once = encoder.encode(TEXTS)
     turned = encoder.encode([*TEXTS[::-1], *TEXTS])
@@ -150,8 +168,8 @@ def test_few_shapes_are_compiled(encoder):
     for _ in range(12):
         lengths = rng.integers(0, 40, rng.integers(1, 9))
         fresh.encode([["w"] * int(n) for n in lengths], batch_size=8)
-    # Rows of 1, 2, 4, 8; lengths of 8, 12, 16, 24, 32, 48.
-    assert fresh._contextualise._cache_size() <= 4 * 6
+    # Rows of 1, 2, 3, 4, 6, 8; lengths of 8, 12, 16, 24, 32, 48.
+    assert fresh._contextualise._cache_size() <= 6 * 6
     assert fresh._words._cache_size() <= 2
 
 

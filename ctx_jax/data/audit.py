@@ -16,8 +16,9 @@ from jaxtyping import Int
 
 from ctx_jax.data.corpus import Corpus
 from ctx_jax.data.loader import Loader
-from ctx_jax.data.plan import Plan, RowsConfig, make_plan, pack
+from ctx_jax.data.plan import Plan, RowsConfig, make_plan
 from ctx_jax.errors import InputError
+from ctx_jax.packing import pack
 
 _COLUMNS = 100
 _BARS, _BAR = 16, 60

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ctx_jax.errors import InputError
+from ctx_jax.packing import pack
 
 Kind = Literal["sentences", "pairs", "stream"]
 
@@ -216,31 +217,3 @@ def _truncate(
     front_a = rng.getrandbits(cut_a).bit_count() if cut_a else 0
     front_b = rng.getrandbits(cut_b).bit_count() if cut_b else 0
     return a_start + front_a, a_end - (cut_a - front_a), b_start + front_b, b_end - (cut_b - front_b)
-
-
-def pack(lengths: Int[np.ndarray, "E"], length: int, per_row: int) -> tuple[Int[np.ndarray, "R"], Int[np.ndarray, "E"]]:
-    """Best fit: each example joins the row with the least room that still holds it, else begins one.
-
-    Returns `rows` and `order` as `Plan` has them.
-    """
-    if per_row == 1:
-        return np.arange(len(lengths) + 1, dtype=np.int64), np.arange(len(lengths), dtype=np.int64)
-    rows: list[list[int]] = []
-    by_room: list[list[int]] = [[] for _ in range(length + 1)]
-    rooms = 0  # bit r is set when some open row has room for exactly r tokens
-    for example, size in enumerate(lengths.tolist()):
-        fitting = rooms >> size
-        if fitting:
-            room = size + (fitting & -fitting).bit_length() - 1
-            row = by_room[room].pop()
-            if not by_room[room]:
-                rooms &= ~(1 << room)
-        else:
-            room, row = length, len(rows)
-            rows.append([])
-        rows[row].append(example)
-        if len(rows[row]) < per_row and room > size:
-            by_room[room - size].append(row)
-            rooms |= 1 << (room - size)
-    order = np.array([example for row in rows for example in row], np.int64)
-    return np.cumsum([0, *map(len, rows)], dtype=np.int64), order

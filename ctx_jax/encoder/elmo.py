@@ -1,33 +1,45 @@
 """A trained ELMo in use: words in, vectors out.
 
-The character CNN sees each distinct word once, and remembers it; the LSTMs see rows of like length together.
+The character CNN sees each distinct word once, and remembers it; the LSTMs see rows that several texts fill.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ctx_jax.arrays import Representations
 from ctx_jax.encoder.base import Encoder, Text
 from ctx_jax.errors import InputError
-from ctx_jax.models.elmo import ElmoConfig, ElmoForPreTraining, ElmoState, without_ends
+from ctx_jax.models.elmo import ElmoConfig, ElmoForPreTraining, ElmoState
 from ctx_jax.nn.parameters import Bound, Params
+from ctx_jax.packing import pack
 from ctx_jax.text.characters import BEGIN, END, Characters
 from ctx_jax.text.tokenizer import Tokenizer
 from ctx_jax.text.words import split_words
 
-WORDS_AT_ONCE = 512
+NEW_WORDS_AT_ONCE = 512
 """Words that the character CNN sees at once, at most."""
+
+WORDS_AT_ONCE = 16_384
+"""Words that the LSTMs see at once, at most: what bounds the memory, 200 MB for the original's three layers."""
 
 WORDS_REMEMBERED = 100_000
 """Words whose vectors are kept between calls; the oldest make room."""
+
+
+class _Rows(NamedTuple):
+    """What the LSTMs read: vectors of words, how many a row has, and where a further text begins in it."""
+
+    vectors: Float[Array, "B T P"]
+    lengths: Int[Array, "B"]
+    begins: Bool[Array, "B T"]
 
 
 class ElmoEncoder(Encoder):
@@ -44,11 +56,11 @@ class ElmoEncoder(Encoder):
             return bound(params).encoder.words(char_ids, config.dtype)
 
         @partial(jax.jit, static_argnames="all_layers")
-        def contextualise(params: Params, vectors: Array, lengths: Array, state: ElmoState | None, all_layers: bool):
-            encoder = bound(params).encoder
-            found, state = encoder.contextualise(vectors, lengths, state, all_layers=all_layers)
-            last, layers, mask, *_ = without_ends(found)
-            return last.astype(jnp.float32), None if layers is None else layers.astype(jnp.float32), mask, state
+        def contextualise(params: Params, rows: _Rows, state: ElmoState | None, all_layers: bool):
+            found, state = bound(params).encoder.contextualise(
+                rows.vectors, rows.lengths, state, begins=rows.begins, all_layers=all_layers
+            )
+            return found.last[None] if found.layers is None else found.layers, state
 
         self._words, self._contextualise = words, contextualise
 
@@ -66,7 +78,7 @@ class ElmoEncoder(Encoder):
         Args:
           texts: strings, which are split at white space and punctuation, or lists of words.
           all_layers: keep every layer, 0 being the word's vector twice; False keeps the last.
-          batch_size: texts at once.
+          batch_size: rows at once, at most; a row holds as many texts as it has room for.
           on_too_long: no text is too long for an ELMo.
           stride: likewise.
 
@@ -77,21 +89,28 @@ class ElmoEncoder(Encoder):
           InputError: a text is no string and no list of strings, or there is none.
         """
         del on_too_long, stride
-        rows = _rows_of_words(texts)
-        longest = max(map(len, rows), default=0)
-        width, depth = 2 * self.config.projection_dim, self.config.num_layers + 1
-        last = np.zeros((len(rows), longest, width), np.float32)
-        layers = np.zeros((depth, len(rows), longest, width), np.float32) if all_layers else None
-        self._learn(word for row in rows for word in row)
-        for some in _by_length(rows, batch_size):
-            length = _bucket(max(len(rows[r]) for r in some) + 2)
-            vectors, lengths = self._padded([rows[r] for r in some], _power_of_two(len(some), batch_size), length)
-            found, all_found, *_ = self._contextualise(self.params, vectors, lengths, None, all_layers)
-            place = slice(0, min(length - 2, longest))
-            last[some, place] = np.asarray(found)[: len(some), place]
-            if layers is not None:
-                layers[:, some, place] = np.asarray(all_found)[:, : len(some), place]
-        return _representations(rows, last, layers)
+        texts = _texts_of_words(texts)
+        self._learn(word for words in texts for word in words)
+        layers = self._empty(texts, all_layers)
+        length = _bucket(max(map(len, texts)) + 2)
+        rows_at_once = min(batch_size, max(WORDS_AT_ONCE // length, 1))
+        lengths = np.array([len(words) + 2 for words in texts])
+        longest_first = np.argsort(-lengths, kind="stable")
+        starts, order = pack(lengths[longest_first], length, per_row=length)
+        for begin in range(0, len(starts) - 1, rows_at_once):
+            ends = starts[begin : begin + rows_at_once + 1]
+            rows = [longest_first[order[a:b]] for a, b in pairwise(ends)]
+            batch = self._rows(
+                [[texts[t] for t in row] for row in rows], min(_bucket(len(rows), 1), rows_at_once), length
+            )
+            found = np.asarray(self._contextualise(self.params, batch, None, all_layers)[0])
+            for row, members in enumerate(rows):
+                place = 1
+                for text in members:
+                    count = len(texts[text])
+                    layers[:, text, :count] = found[:, row, place : place + count]
+                    place += count + 2
+        return _representations(texts, layers, all_layers)
 
     def encode_on(
         self, sentences: Sequence[Text], state: ElmoState | None = None, *, all_layers: bool = True
@@ -103,15 +122,16 @@ class ElmoEncoder(Encoder):
           state: as the call before returned it; None at the beginning of the texts.
           all_layers: as in `encode`.
         """
-        rows = _rows_of_words(sentences)
-        if state is not None and (found := state.forward[0].cell.shape[0]) != len(rows):
-            raise InputError(f"sentences: found {len(rows)}, expected {found}, as many as the state is of")
-        self._learn(word for row in rows for word in row)
-        longest = max(map(len, rows), default=0)
-        vectors, lengths = self._padded(rows, len(rows), _bucket(longest + 2))
-        last, layers, _, state = self._contextualise(self.params, vectors, lengths, state, all_layers)
-        layers = np.asarray(layers)[:, :, :longest] if all_layers else None
-        return _representations(rows, np.asarray(last)[:, :longest], layers), state
+        texts = _texts_of_words(sentences)
+        if state is not None and (found := state.forward[0].cell.shape[0]) != len(texts):
+            raise InputError(f"sentences: found {len(texts)}, expected {found}, as many as the state is of")
+        self._learn(word for words in texts for word in words)
+        layers = self._empty(texts, all_layers)
+        batch = self._rows([[words] for words in texts], len(texts), _bucket(max(map(len, texts)) + 2))
+        found, state = self._contextualise(self.params, batch, state, all_layers)
+        for row, words in enumerate(texts):
+            layers[:, row, : len(words)] = np.asarray(found)[:, row, 1 : len(words) + 1]
+        return _representations(texts, layers, all_layers), state
 
     def _learn(self, words: Iterator[str]) -> None:
         """Runs the character CNN over the words that are not known yet."""
@@ -121,26 +141,32 @@ class ElmoEncoder(Encoder):
         for word in [word for word in self._known if word not in wanted][: max(spare, 0)]:
             del self._known[word]
         new = [word for word in wanted if word not in self._known]
-        for begin in range(0, len(new), WORDS_AT_ONCE):
-            some = new[begin : begin + WORDS_AT_ONCE]
-            ids = np.zeros((_power_of_two(len(some), WORDS_AT_ONCE), self.config.max_characters), np.int16)
+        for begin in range(0, len(new), NEW_WORDS_AT_ONCE):
+            some = new[begin : begin + NEW_WORDS_AT_ONCE]
+            ids = np.zeros((_power_of_two(len(some), NEW_WORDS_AT_ONCE), self.config.max_characters), np.int16)
             ids[: len(some)] = [self._characters.word(word) for word in some]
             self._known.update(zip(some, np.asarray(self._words(self.params, ids)), strict=False))
 
-    def _padded(
-        self, rows: Sequence[Sequence[str]], count: int, length: int
-    ) -> tuple[Float[np.ndarray, "B T P"], Int[np.ndarray, "B"]]:
-        """Word vectors of rows with `<S>` and `</S>` around them, and their lengths."""
+    def _rows(self, rows: Sequence[Sequence[Sequence[str]]], count: int, length: int) -> _Rows:
+        """Texts end to end, each with `<S>` and `</S>` around it, in rows, and then rows without any."""
         begin, end = self._known[BEGIN], self._known[END]
         vectors = np.zeros((count, length, self.config.projection_dim), begin.dtype)
-        lengths = np.zeros(count, np.int32)
-        for place, (row, words) in enumerate(zip(vectors, rows, strict=False)):
-            lengths[place] = len(words) + 2
-            row[: len(words) + 2] = [begin, *(self._known[word] for word in words), end]
-        return vectors, lengths
+        lengths, begins = np.zeros(count, np.int32), np.zeros((count, length), bool)
+        for row, texts in enumerate(rows):
+            for words in texts:
+                place = slice(lengths[row], lengths[row] + len(words) + 2)
+                vectors[row, place] = [begin, *(self._known[word] for word in words), end]
+                # A row's first text may go on.
+                begins[row, place.start] = place.start > 0
+                lengths[row] = place.stop
+        return _Rows(vectors, lengths, begins)
+
+    def _empty(self, texts: Sequence[Sequence[str]], all_layers: bool) -> Float[np.ndarray, "L B T D"]:
+        depth = self.config.num_layers + 1 if all_layers else 1
+        return np.zeros((depth, len(texts), max(map(len, texts)), 2 * self.config.projection_dim), np.float32)
 
 
-def _rows_of_words(texts: Text | Sequence[Text]) -> list[list[str]]:
+def _texts_of_words(texts: Text | Sequence[Text]) -> list[list[str]]:
     texts = [texts] if isinstance(texts, str) else list(texts)
     if not texts:
         raise InputError("texts: found none, expected at least one")
@@ -155,33 +181,26 @@ def _rows_of_words(texts: Text | Sequence[Text]) -> list[list[str]]:
     return rows
 
 
-def _representations(rows: Sequence[Sequence[str]], last: np.ndarray, layers: np.ndarray | None) -> Representations:
-    lengths = np.array([len(row) for row in rows])
-    place = np.arange(last.shape[1])
+def _representations(texts: Sequence[Sequence[str]], layers: np.ndarray, all_layers: bool) -> Representations:
+    lengths = np.array([len(words) for words in texts])
+    place = np.arange(layers.shape[2])
     mask = place[None, :] < lengths[:, None]
     return Representations(
-        last,
-        layers,
+        layers[-1],
+        layers if all_layers else None,
         mask,
-        tokens=tuple(map(tuple, rows)),
+        tokens=tuple(map(tuple, texts)),
         word_ids=np.where(mask, place[None, :], -1),
         num_words=tuple(lengths.tolist()),
-        texts=tuple(range(len(rows))),
+        texts=tuple(range(len(texts))),
     )
 
 
-def _by_length(rows: Sequence[Sequence[str]], batch_size: int) -> Iterator[np.ndarray]:
-    """Rows of like length together."""
-    order = np.argsort([-len(row) for row in rows], kind="stable")
-    for begin in range(0, len(order), batch_size):
-        yield order[begin : begin + batch_size]
-
-
-def _bucket(length: int) -> int:
-    """The length that is compiled for: two an octave, so that a new text seldom means a new compilation."""
-    bucket = 8
-    while bucket < length:
-        bucket = bucket * 3 // 2 if bucket & (bucket - 1) == 0 else bucket * 4 // 3
+def _bucket(size: int, least: int = 8) -> int:
+    """The size that is compiled for: two an octave, so that a new text seldom means a new compilation."""
+    bucket = least
+    while bucket < size:
+        bucket = max(bucket * 3 // 2, bucket + 1) if bucket & (bucket - 1) == 0 else bucket * 4 // 3
     return bucket
 
 

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from ctx_jax.arrays import Representations
 from ctx_jax.errors import InputError, did_you_mean
@@ -171,20 +171,36 @@ class Elmo(nnx.Module):
         lengths: Int[Array, "B"],
         state: ElmoState | None = None,
         *,
+        begins: Bool[Array, "B T"] | None = None,
         dropout_keys: Key[Array, "B"] | None = None,
         all_layers: bool = True,
     ) -> tuple[Representations, ElmoState]:
-        """Runs both directions over word vectors, of which each distinct word's needs to be made only once; the rest as
-        in the call.
+        """Runs both directions over word vectors, of which each distinct word's needs to be made only once.
+
+        Args:
+          vectors: of the words.
+          lengths: as in the call, and so are state, dropout_keys and all_layers.
+          state: of the text that a row begins with, and of the one that it ends with.
+          begins: True at the first word of each further text of a row, when several stand in it one after the other.
+            None of them sees another, in either direction.
+          dropout_keys: of the rows.
+          all_layers: fill `Representations.layers`.
         """
         rows, steps, _ = vectors.shape
         state = zero_state(self.config, rows) if state is None else state
         mask = jax.lax.broadcasted_iota(jnp.int32, (rows, steps), 1) < lengths[:, None]
         # Absent words have vectors too, of nothing but biases.
         words = jnp.where(mask[..., None], vectors, jnp.zeros((), vectors.dtype))
-        forward, forward_state = self.run(self.forward, words, lengths, state.forward, fold(dropout_keys, 0))
+        forward, forward_state = self.run(self.forward, words, lengths, state.forward, begins, fold(dropout_keys, 0))
+        # Backwards a text begins at its last word.
+        ends = None if begins is None else reverse_within(jnp.pad(begins[:, 1:], ((0, 0), (0, 1))), lengths)
         reversed_, backward_state = self.run(
-            self.backward, reverse_within(words, lengths), lengths, state.backward, fold(dropout_keys, 1)
+            self.backward,
+            reverse_within(words, lengths),
+            lengths,
+            state.backward,
+            ends,
+            fold(dropout_keys, 1),
         )
         backward = [reverse_within(x, lengths) for x in reversed_]
         both = [jnp.concatenate(pair, axis=-1) for pair in zip([words, *forward], [words, *backward], strict=True)]
@@ -202,6 +218,7 @@ class Elmo(nnx.Module):
         x: Float[Array, "B T P"],
         lengths: Int[Array, "B"],
         states: tuple[LSTMState, ...],
+        begins: Bool[Array, "B T"] | None = None,
         dropout_keys: Key[Array, "B"] | None = None,
     ) -> tuple[list[Float[Array, "B T P"]], tuple[LSTMState, ...]]:
         """One direction, in the order in which x stands: each LSTM's output, and the state after each row's length.
@@ -211,7 +228,7 @@ class Elmo(nnx.Module):
         outputs, after = [], []
         for layer, (lstm, state) in enumerate(zip(lstms, states, strict=True)):
             x = dropout(x, self.config.dropout, fold(dropout_keys, layer))
-            y, state = lstm(x, lengths, state, unroll=self.config.unroll)
+            y, state = lstm(x, lengths, state, begins=begins, unroll=self.config.unroll)
             x = x + y if self.config.skip_connections and layer else y
             outputs.append(x)
             after.append(state)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,13 @@ from ctx_jax.nn.linear import matmul
 
 FORGET_BIAS = 1.0
 """Added to the forget gate when it is computed; the stored bias does not hold it (rnn_cell_impl.py, LSTMCell)."""
+
+
+WORDS_AT_ONCE = 4096
+"""Words whose gates are in memory at once, at most: 268 MB at the original size, however long the rows."""
+
+CACHE_BYTES, BLOCK = 1 << 23, 64
+"""On a processor, recurrent kernels larger than the cache are laid out in blocks of so many columns (_times)."""
 
 
 class LSTMState(NamedTuple):
@@ -59,6 +67,36 @@ def _cell(gates: Float[Array, "B G"], cell: Float[Array, "B D"], clip: float | N
     return cell, jax.nn.sigmoid(o) * jnp.tanh(cell)
 
 
+def _times(kernel: Float[Array, "P G"], rows: int) -> Callable[[Float[Array, "B P"]], Float[Array, "B G"]]:
+    """The product with a kernel that every step reads anew.
+
+    A few rows by a large kernel is a matter of memory, and XLA's product on the processor, which packs columns from
+    rows 4 G bytes apart, waits for it: with blocks that are read from one end to the other 64 steps of 8 rows take
+    0.7 of the time in float32, 0.6 in bfloat16 (results/elmo_speed). From 32 rows on there is nothing to gain, and a
+    single row has a way of its own. Accelerators have wider memory and want the whole product.
+    """
+    size, columns = kernel.shape
+    # Not a comparison when the number of rows is symbolic.
+    few = isinstance(rows, int) and 2 <= rows < 32
+    if not few or columns % BLOCK or kernel.nbytes <= CACHE_BYTES or jax.default_backend() != "cpu":
+        return lambda hidden: matmul(hidden, kernel)
+    blocks = kernel.reshape(size, -1, BLOCK).transpose(1, 0, 2)
+
+    def product(hidden: Float[Array, "B P"]) -> Float[Array, "B G"]:
+        # Each block with its own copy of the rows: without, XLA turns the blocks around in every step.
+        copies = jnp.broadcast_to(hidden, (len(blocks), *hidden.shape))
+        contract = ((2,), (1,)), ((0,), (0,))
+        found = jax.lax.dot_general(copies, blocks, contract, preferred_element_type=jnp.float32)
+        return found.transpose(1, 0, 2).reshape(-1, columns)
+
+    return product
+
+
+def _anew(state: LSTMState, begins: Bool[Array, "*T B"] | None) -> LSTMState:
+    """The state, zero where a text begins."""
+    return state if begins is None else LSTMState(*(jnp.where(begins[..., None], 0.0, x) for x in state))
+
+
 class _Trace(NamedTuple):
     """What every step leaves for the backward pass: gates before their sigmoids, and the state after the step."""
 
@@ -71,6 +109,7 @@ def _run(
     options: _Options,
     gates: Float[Array, "T B G"],
     alive: Bool[Array, "T B"],
+    begins: Bool[Array, "T B"] | None,
     state: LSTMState,
     recurrent: Float[Array, "P G"],
     projection: Float[Array, "D P"],
@@ -78,41 +117,49 @@ def _run(
 ) -> tuple[_Trace | Float[Array, "T B P"], LSTMState]:
     """The steps one after the other; the hidden vectors of all, or the whole trace; and the last state."""
     # Cast once, not every step.
-    recurrent, projection = recurrent.astype(options.dtype), projection.astype(options.dtype)
+    times_recurrent = _times(recurrent.astype(options.dtype), alive.shape[1])
+    projection = projection.astype(options.dtype)
 
-    def step(state: LSTMState, inputs: tuple[Array, Array]) -> tuple[LSTMState, _Trace | Array]:
-        gates, alive = inputs[0], inputs[1][:, None]
-        gates = gates + matmul(state.hidden.astype(options.dtype), recurrent)
+    def step(state: LSTMState, inputs: tuple[Array, Array, Array | None]) -> tuple[LSTMState, _Trace | Array]:
+        gates, alive, state = inputs[0], inputs[1][:, None], _anew(state, inputs[2])
+        gates = gates + times_recurrent(state.hidden.astype(options.dtype))
         cell, output = _cell(gates, state.cell, options.cell_clip)
         hidden = _clip(matmul(output.astype(options.dtype), projection), options.projection_clip)
         state = LSTMState(jnp.where(alive, cell, state.cell), jnp.where(alive, hidden, state.hidden))
         return state, (_Trace(gates.astype(options.dtype), *state) if trace else state.hidden)
 
-    last, steps = jax.lax.scan(step, state, (gates, alive), unroll=options.unroll)
+    last, steps = jax.lax.scan(step, state, (gates, alive, begins), unroll=options.unroll)
     return steps, last
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _recur(
-    options: _Options, gates: Array, alive: Array, state: LSTMState, recurrent: Array, projection: Array
+    options: _Options,
+    gates: Array,
+    alive: Array,
+    begins: Array | None,
+    state: LSTMState,
+    recurrent: Array,
+    projection: Array,
 ) -> tuple[Float[Array, "T B P"], LSTMState]:
     """Hidden vectors of all steps, and the last state, from what the inputs add to the gates.
 
     With a backward pass of its own: the derivative of a scan adds every step's share to a gradient as large as the
     weights, and so reads and writes it T times; here each weight's gradient is one product over all steps.
     """
-    return _run(options, gates, alive, state, recurrent, projection, trace=False)
+    return _run(options, gates, alive, begins, state, recurrent, projection, trace=False)
 
 
-def _recur_forward(options, gates, alive, state, recurrent, projection):
-    trace, last = _run(options, gates, alive, state, recurrent, projection, trace=True)
-    return (trace.hiddens, last), (trace, alive, state, recurrent, projection)
+def _recur_forward(options, gates, alive, begins, state, recurrent, projection):
+    trace, last = _run(options, gates, alive, begins, state, recurrent, projection, trace=True)
+    return (trace.hiddens, last), (trace, alive, begins, state, recurrent, projection)
 
 
 def _recur_backward(options, residuals, cotangents):
-    trace, alive, state, recurrent, projection = residuals
+    trace, alive, begins, state, recurrent, projection = residuals
     dhiddens, dlast = cotangents
-    before = lambda first, steps: jnp.concatenate([first[None], steps[:-1]])
+    shifted = lambda first, steps: jnp.concatenate([first[None], steps[:-1]])
+    before = _anew(LSTMState(shifted(state.cell, trace.cells), shifted(state.hidden, trace.hiddens)), begins)
 
     def dot(a: Array, b: Array, axes: tuple[int, int]) -> Array:
         contract = ((axes[0],), (axes[1],))
@@ -122,7 +169,7 @@ def _recur_backward(options, residuals, cotangents):
     weights = recurrent.astype(options.dtype), projection.astype(options.dtype)
 
     def step(dnext: LSTMState, inputs: tuple[Array, ...]) -> tuple[LSTMState, tuple[Array, ...]]:
-        dhidden, gates, cell, hidden, alive = inputs
+        dhidden, gates, cell, hidden, alive, begins = inputs
         alive = alive[:, None]
         dhidden = dhidden + dnext.hidden
         dprojected = jnp.where(alive, dhidden, 0.0)
@@ -135,16 +182,35 @@ def _recur_backward(options, residuals, cotangents):
         dbefore = dot(dgates, weights[0], (1, 1))
         # A row that had ended handed its state on as it was.
         dstate = LSTMState(jnp.where(alive, dcell, dnext.cell), jnp.where(alive, dbefore, dhidden))
-        return dstate, (dgates, output.astype(options.dtype), dprojected)
+        return _anew(dstate, begins), (dgates, output.astype(options.dtype), dprojected)
 
-    inputs = (dhiddens, trace.gates, before(state.cell, trace.cells), trace.hiddens, alive)
+    inputs = (dhiddens, trace.gates, before.cell, trace.hiddens, alive, begins)
     dfirst, (dgates, outputs, dprojected) = jax.lax.scan(step, dlast, inputs, reverse=True, unroll=options.unroll)
     rows = lambda x: x.reshape(-1, x.shape[-1])
-    drecurrent = dot(rows(before(state.hidden, trace.hiddens)), rows(dgates), (0, 0))
-    return dgates, None, dfirst, drecurrent, dot(rows(outputs), rows(dprojected), (0, 0))
+    drecurrent = dot(rows(before.hidden), rows(dgates), (0, 0))
+    return dgates, None, None, dfirst, drecurrent, dot(rows(outputs), rows(dprojected), (0, 0))
 
 
 _recur.defvjp(_recur_forward, _recur_backward)
+
+
+def _in_spans(
+    run: Callable[[LSTMState, Any], tuple[LSTMState, Array]], state: LSTMState, inputs: tuple[Array, Array, Any]
+) -> tuple[LSTMState, Float[Array, "T B P"]]:
+    """Runs as many steps at once as WORDS_AT_ONCE allows, span after span, and then what is left of them."""
+    steps, rows = inputs[1].shape
+    # A symbolic shape cannot be cut.
+    if not (isinstance(steps, int) and isinstance(rows, int)) or steps * rows <= WORDS_AT_ONCE:
+        return run(state, inputs)
+    span = max(WORDS_AT_ONCE // rows, 1)
+    whole = steps // span * span
+    spans = jax.tree.map(lambda x: x[:whole].reshape(-1, span, *x.shape[1:]), inputs)
+    state, hidden = jax.lax.scan(run, state, spans)
+    hidden = hidden.reshape(whole, *hidden.shape[2:])
+    if whole == steps:
+        return state, hidden
+    state, rest = run(state, jax.tree.map(lambda x: x[whole:], inputs))
+    return state, jnp.concatenate([hidden, rest])
 
 
 class ProjectedLSTM(nnx.Module):
@@ -178,7 +244,13 @@ class ProjectedLSTM(nnx.Module):
         self.projection = nnx.Param(uniform((width, projection), (6 / (width + projection)) ** 0.5))
 
     def __call__(
-        self, x: Float[Array, "B T K"], lengths: Int[Array, "B"], state: LSTMState, *, unroll: bool = False
+        self,
+        x: Float[Array, "B T K"],
+        lengths: Int[Array, "B"],
+        state: LSTMState,
+        *,
+        begins: Bool[Array, "B T"] | None = None,
+        unroll: bool = False,
     ) -> tuple[Float[Array, "B T P"], LSTMState]:
         """Runs over the rows.
 
@@ -186,25 +258,29 @@ class ProjectedLSTM(nnx.Module):
           x: inputs, in the type of the computation.
           lengths: steps of each row. Behind them the output is zero and the state stays as it is.
           state: to begin with.
+          begins: steps at which a text begins: the state before them is zero, whatever stands there. None where a row
+            is one text.
           unroll: write the steps out one after the other.
 
         Returns:
           The hidden state of every step in x's type, and the state after each row's own last step.
         """
-        rows, steps, width = x.shape
+        rows, steps, _ = x.shape
         matrix = lambda kernel: kernel[...].reshape(kernel.shape[0], -1)
-        # Time comes first, so that a step is one block; the products of all steps with W are one.
-        flat = x.transpose(1, 0, 2).reshape(steps * rows, width)
-        gates = matmul(flat, matrix(self.input_kernel)) + self.bias[...].reshape(1, -1)
-        alive = jax.lax.broadcasted_iota(jnp.int32, (steps, rows), 0) < lengths[None, :]
         options = _Options(self.cell_clip, self.projection_clip, max(steps, 1) if unroll else 1, x.dtype.name)
-        hidden, state = _recur(
-            options,
-            gates.reshape(steps, rows, -1),
-            alive,
-            LSTMState(*state),
-            matrix(self.recurrent_kernel),
-            self.projection[...],
-        )
-        hidden = jnp.where(alive[..., None], hidden, 0.0).astype(x.dtype)
+
+        def run(state: LSTMState, inputs: tuple[Array, Array, Array | None]) -> tuple[LSTMState, Float[Array, "S B P"]]:
+            """Some steps: their products with W are one, which costs memory."""
+            x, alive, begins = inputs
+            gates = matmul(x.reshape(-1, x.shape[2]), matrix(self.input_kernel)) + self.bias[...].reshape(1, -1)
+            gates = gates.reshape(*alive.shape, -1)
+            hidden, state = _recur(
+                options, gates, alive, begins, state, matrix(self.recurrent_kernel), self.projection[...]
+            )
+            return state, jnp.where(alive[..., None], hidden, 0.0).astype(options.dtype)
+
+        # Time comes first, so that a step is one block.
+        alive = jax.lax.broadcasted_iota(jnp.int32, (steps, rows), 0) < lengths[None, :]
+        inputs = x.transpose(1, 0, 2), alive, None if begins is None else begins.T & alive
+        state, hidden = run(LSTMState(*state), inputs) if unroll else _in_spans(run, LSTMState(*state), inputs)
         return hidden.transpose(1, 0, 2), state

@@ -227,7 +227,7 @@ class BiLMObjective:
         ):
             own = fold(keys, number)
             x = vectors[number * rows : (number + 1) * rows]
-            outputs, after = encoder.run(lstms, x, windows.lengths, state, own)
+            outputs, after = encoder.run(lstms, x, windows.lengths, state, dropout_keys=own)
             hidden = dropout(outputs[-1], self.model.dropout, fold(own, self.model.num_layers))
             known = jnp.where(targets < self.model.vocab_size, targets, self.unknown)
             found.append((hidden.reshape(-1, hidden.shape[-1]), known.reshape(-1)))

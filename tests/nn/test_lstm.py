@@ -10,6 +10,7 @@ import pytest
 from oracles import elmo as oracle
 from oracles.compiling import quick_jit
 
+from ctx_jax.nn import lstm as lstm_module
 from ctx_jax.nn.lstm import LSTMState, ProjectedLSTM, reverse_within
 from ctx_jax.nn.parameters import Bound
 
@@ -154,6 +155,71 @@ def test_a_state_goes_on_where_it_stopped(cut):
     close(last.hidden, after.hidden, 1e-6)
 
 
+BEGINS = np.array(
+    [[0, 0, 1, 0, 1, 1], [0, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0], [1, 0, 0, 1, 0, 0], [0, 0, 0, 0, 0, 1]], bool
+)
+
+
+def anew(p, x, lengths, state, begins, *clips):
+    """Each text of a row by itself: the state of the row before its first text, zero before every other."""
+    outputs, cells, hiddens = np.zeros((ROWS, STEPS, PROJECTION)), *(np.asarray(a, np.float64).copy() for a in state)
+    for row, length in enumerate(lengths):
+        cuts = [0, *(t for t in range(length) if begins[row, t]), length]
+        for number, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False)):
+            if number:
+                cells[row], hiddens[row] = 0, 0
+            one = slice(row, row + 1)
+            outputs[one, a:b], cells[one], hiddens[one] = by_hand(
+                p, x[one, a:b], [b - a], (cells[one], hiddens[one]), *clips
+            )
+    return outputs, cells, hiddens
+
+
+@pytest.mark.parametrize("clips", CLIPS)
+def test_a_text_that_begins_in_a_row_knows_nothing_of_the_one_before(clips):
+    p, (x, state) = params(), inputs()
+    run = quick_jit(lambda *args: bound(*CLIPS[clips])(p)(*args[:3], begins=args[3]))
+    outputs, after = run(x, LENGTHS, state, BEGINS)
+    for found, theirs in zip((outputs, *after), anew(p, x, LENGTHS, state, BEGINS, *CLIPS[clips]), strict=True):
+        close(found, theirs)
+    # The third row's only text begins: what state it had does not matter.
+    other = run(x, LENGTHS, LSTMState(state.cell + 1, state.hidden - 1), BEGINS)[0]
+    np.testing.assert_array_equal(other[2], outputs[2])
+    assert np.abs(other[0, :2] - outputs[0, :2]).max() > 1e-2
+    np.testing.assert_array_equal(other[0, 2:], outputs[0, 2:])
+
+
+@pytest.mark.parametrize("words", [5, 10, 15, 29])
+def test_steps_a_span_at_a_time_are_the_same(words, monkeypatch):
+    """Spans of 1, 2, 3 and 5 steps, of which only the last leaves a rest; gradients too."""
+    p, (x, state) = params(), inputs()
+    towards = aims()
+
+    def everything():
+        def loss(p, x, state):
+            found, after = bound(*CLIPS["both"])(p)(x, LENGTHS, state, begins=BEGINS)
+            return sum((a * b).sum() for a, b in zip((found, *after), towards, strict=True)), (found, *after)
+
+        return quick_jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(p, x, state)
+
+    whole = everything()
+    monkeypatch.setattr(lstm_module, "WORDS_AT_ONCE", words)
+    for found, expected in zip(jax.tree.leaves(everything()), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)
+
+
+def test_long_rows_take_memory_for_a_span_only():
+    """64 rows of 256 steps: the gates of all would be 16 × as many as there may be."""
+    sizes = (8, 64, 8)
+    shapes = bound(sizes=sizes).shapes
+    lstm = quick_jit(lambda p, x, lengths, state: bound(sizes=sizes)(p)(x, lengths, state))
+    given = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)
+    state = LSTMState(given(256, 64), given(256, 8))
+    used = lstm.lower(shapes, given(256, 256, 8), jax.ShapeDtypeStruct((256,), np.int32), state).compile()
+    gates = 256 * 256 * 4 * 64 * 4
+    assert used.memory_analysis().temp_size_in_bytes < gates / 4
+
+
 def test_unrolled_is_the_same_and_has_no_loop():
     p, (x, state) = params(), inputs()
     args = p, x, LENGTHS, state
@@ -169,11 +235,11 @@ def test_unrolled_is_the_same_and_has_no_loop():
 
 
 @functools.cache
-def gradient(clips, unroll=False):
+def gradient(clips, unroll=False, packed=False):
     lstm = bound(*CLIPS[clips])
 
     def loss(p, x, state, towards):
-        outputs, after = lstm(p)(x, LENGTHS, state, unroll=unroll)
+        outputs, after = lstm(p)(x, LENGTHS, state, begins=BEGINS if packed else None, unroll=unroll)
         return sum((a * b).sum() for a, b in zip((outputs, *after), towards, strict=True))
 
     return quick_jit(jax.grad(loss, argnums=(0, 1, 2)))
@@ -185,17 +251,20 @@ def aims():
     return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(("clips", "unroll"), [*((clips, False) for clips in CLIPS), ("both", True)])
-def test_gradients_by_finite_differences(clips, unroll):
+def test_gradients_by_finite_differences(clips, unroll, packed):
     """Of the weights, the inputs and the state before, along random directions, by all outputs and the state after."""
     p, (x, state) = params(), inputs()
     towards = aims()
-    found = gradient(clips, unroll)(p, x, state, towards)
+    found = gradient(clips, unroll, packed)(p, x, state, towards)
+    nowhere = np.zeros_like(BEGINS)
     tree = (p, x, state)
 
     def loss(leaves):
         p, x, state = jax.tree.unflatten(jax.tree.structure(tree), leaves)
-        return sum((a * b).sum() for a, b in zip(by_hand(p, x, LENGTHS, state, *CLIPS[clips]), towards, strict=True))
+        found = anew(p, x, LENGTHS, state, BEGINS if packed else nowhere, *CLIPS[clips])
+        return sum((a * b).sum() for a, b in zip(found, towards, strict=True))
 
     wide = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)]
     rng, h = np.random.default_rng(5), 1e-6
