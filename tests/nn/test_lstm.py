@@ -1,6 +1,7 @@
 """The projected LSTM by hand in float64: gates, clips, rows of several lengths, states, gradients."""
 
 import functools
+import itertools
 import math
 
 import jax
@@ -165,7 +166,7 @@ def anew(p, x, lengths, state, begins, *clips):
     outputs, cells, hiddens = np.zeros((ROWS, STEPS, PROJECTION)), *(np.asarray(a, np.float64).copy() for a in state)
     for row, length in enumerate(lengths):
         cuts = [0, *(t for t in range(length) if begins[row, t]), length]
-        for number, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False)):
+        for number, (a, b) in enumerate(itertools.pairwise(cuts)):
             if number:
                 cells[row], hiddens[row] = 0, 0
             one = slice(row, row + 1)
