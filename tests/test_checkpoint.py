@@ -113,7 +113,9 @@ def test_shardings_are_those_asked_for(tmp_path):
     ]
     for sharding in wanted:
         shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding if x.ndim == 2 else None),  # noqa: B023
+            lambda x, sharding=sharding: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=sharding if x.ndim == 2 else None
+            ),
             state,
         )
         restored = Checkpoints(tmp_path).restore(shapes)

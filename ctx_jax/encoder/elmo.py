@@ -28,7 +28,7 @@ NEW_WORDS_AT_ONCE = 512
 """Words that the character CNN sees at once, at most."""
 
 WORDS_AT_ONCE = 16_384
-"""Words that the LSTMs see at once, at most: what bounds the memory, 200 MB for the original's three layers."""
+"""Words that the LSTMs see at once, unless one text has more: the original's three layers of them are 200 MB."""
 
 WORDS_REMEMBERED = 100_000
 """Words whose vectors are kept between calls; the oldest make room."""
@@ -97,19 +97,10 @@ class ElmoEncoder(Encoder):
         lengths = np.array([len(words) + 2 for words in texts])
         longest_first = np.argsort(-lengths, kind="stable")
         starts, order = pack(lengths[longest_first], length, per_row=length)
-        for begin in range(0, len(starts) - 1, rows_at_once):
-            ends = starts[begin : begin + rows_at_once + 1]
-            rows = [longest_first[order[a:b]] for a, b in pairwise(ends)]
-            batch = self._rows(
-                [[texts[t] for t in row] for row in rows], min(_bucket(len(rows), 1), rows_at_once), length
-            )
-            found = np.asarray(self._contextualise(self.params, batch, None, all_layers)[0])
-            for row, members in enumerate(rows):
-                place = 1
-                for text in members:
-                    count = len(texts[text])
-                    layers[:, text, :count] = found[:, row, place : place + count]
-                    place += count + 2
+        rows = [longest_first[order[a:b]] for a, b in pairwise(starts)]
+        for begin in range(0, len(rows), rows_at_once):
+            some = rows[begin : begin + rows_at_once]
+            self._read(texts, some, _power_of_two(len(some), rows_at_once), length, None, layers)
         return _representations(texts, layers, all_layers)
 
     def encode_on(
@@ -127,10 +118,8 @@ class ElmoEncoder(Encoder):
             raise InputError(f"sentences: found {len(texts)}, expected {found}, as many as the state is of")
         self._learn(word for words in texts for word in words)
         layers = self._empty(texts, all_layers)
-        batch = self._rows([[words] for words in texts], len(texts), _bucket(max(map(len, texts)) + 2))
-        found, state = self._contextualise(self.params, batch, state, all_layers)
-        for row, words in enumerate(texts):
-            layers[:, row, : len(words)] = np.asarray(found)[:, row, 1 : len(words) + 1]
+        length = _bucket(max(map(len, texts)) + 2)
+        state = self._read(texts, [[text] for text in range(len(texts))], len(texts), length, state, layers)
         return _representations(texts, layers, all_layers), state
 
     def _learn(self, words: Iterator[str]) -> None:
@@ -146,6 +135,27 @@ class ElmoEncoder(Encoder):
             ids = np.zeros((_power_of_two(len(some), NEW_WORDS_AT_ONCE), self.config.max_characters), np.int16)
             ids[: len(some)] = [self._characters.word(word) for word in some]
             self._known.update(zip(some, np.asarray(self._words(self.params, ids)), strict=False))
+
+    def _read(
+        self,
+        texts: Sequence[Sequence[str]],
+        rows: Sequence[Sequence[int]],
+        count: int,
+        length: int,
+        state: ElmoState | None,
+        layers: Float[np.ndarray, "L N T D"],
+    ) -> ElmoState:
+        """Runs the LSTMs over rows of texts, by number, and writes their vectors into `layers`, all or the last."""
+        batch = self._rows([[texts[text] for text in row] for row in rows], count, length)
+        found, state = self._contextualise(self.params, batch, state, len(layers) > 1)
+        found = np.asarray(found)
+        for row, members in enumerate(rows):
+            place = 1
+            for text in members:
+                words = len(texts[text])
+                layers[:, text, :words] = found[:, row, place : place + words]
+                place += words + 2
+        return state
 
     def _rows(self, rows: Sequence[Sequence[Sequence[str]]], count: int, length: int) -> _Rows:
         """Texts end to end, each with `<S>` and `</S>` around it, in rows, and then rows without any."""
@@ -196,11 +206,11 @@ def _representations(texts: Sequence[Sequence[str]], layers: np.ndarray, all_lay
     )
 
 
-def _bucket(size: int, least: int = 8) -> int:
-    """The size that is compiled for: two an octave, so that a new text seldom means a new compilation."""
-    bucket = least
-    while bucket < size:
-        bucket = max(bucket * 3 // 2, bucket + 1) if bucket & (bucket - 1) == 0 else bucket * 4 // 3
+def _bucket(length: int) -> int:
+    """The length that is compiled for: two an octave, so that a new text seldom means a new compilation."""
+    bucket = 8
+    while bucket < length:
+        bucket = bucket * 3 // 2 if bucket & (bucket - 1) == 0 else bucket * 4 // 3
     return bucket
 
 

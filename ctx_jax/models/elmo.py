@@ -179,11 +179,11 @@ class Elmo(nnx.Module):
 
         Args:
           vectors: of the words.
-          lengths: as in the call, and so are state, dropout_keys and all_layers.
+          lengths: as in the call, like dropout_keys and all_layers.
           state: of the text that a row begins with, and of the one that it ends with.
           begins: True at the first word of each further text of a row, when several stand in it one after the other.
             None of them sees another, in either direction.
-          dropout_keys: of the rows.
+          dropout_keys: a key for each row switches dropout on.
           all_layers: fill `Representations.layers`.
         """
         rows, steps, _ = vectors.shape

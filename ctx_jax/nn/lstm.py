@@ -18,10 +18,7 @@ FORGET_BIAS = 1.0
 
 
 WORDS_AT_ONCE = 4096
-"""Words whose gates are in memory at once, at most: 268 MB at the original size, however long the rows."""
-
-CACHE_BYTES, BLOCK = 1 << 23, 64
-"""On a processor, recurrent kernels larger than the cache are laid out in blocks of so many columns (_times)."""
+"""Words whose gates a forward pass has in memory at once: 268 MB at the original size. Gradients keep those of all."""
 
 
 class LSTMState(NamedTuple):
@@ -67,31 +64,6 @@ def _cell(gates: Float[Array, "B G"], cell: Float[Array, "B D"], clip: float | N
     return cell, jax.nn.sigmoid(o) * jnp.tanh(cell)
 
 
-def _times(kernel: Float[Array, "P G"], rows: int) -> Callable[[Float[Array, "B P"]], Float[Array, "B G"]]:
-    """The product with a kernel that every step reads anew.
-
-    A few rows by a large kernel is a matter of memory, and XLA's product on the processor, which packs columns from
-    rows 4 G bytes apart, waits for it: with blocks that are read from one end to the other 64 steps of 8 rows take
-    0.7 of the time in float32, 0.6 in bfloat16 (two cores, Zen 4). From 32 rows on there is nothing to gain, and a
-    single row has a way of its own. Accelerators have wider memory and want the whole product.
-    """
-    size, columns = kernel.shape
-    # Not a comparison when the number of rows is symbolic.
-    few = isinstance(rows, int) and 2 <= rows < 32
-    if not few or columns % BLOCK or kernel.nbytes <= CACHE_BYTES or jax.default_backend() != "cpu":
-        return lambda hidden: matmul(hidden, kernel)
-    blocks = kernel.reshape(size, -1, BLOCK).transpose(1, 0, 2)
-
-    def product(hidden: Float[Array, "B P"]) -> Float[Array, "B G"]:
-        # Each block with its own copy of the rows: without, XLA turns the blocks around in every step.
-        copies = jnp.broadcast_to(hidden, (len(blocks), *hidden.shape))
-        contract = ((2,), (1,)), ((0,), (0,))
-        found = jax.lax.dot_general(copies, blocks, contract, preferred_element_type=jnp.float32)
-        return found.transpose(1, 0, 2).reshape(-1, columns)
-
-    return product
-
-
 def _anew(state: LSTMState, begins: Bool[Array, "*T B"] | None) -> LSTMState:
     """The state, zero where a text begins."""
     return state if begins is None else LSTMState(*(jnp.where(begins[..., None], 0.0, x) for x in state))
@@ -117,12 +89,11 @@ def _run(
 ) -> tuple[_Trace | Float[Array, "T B P"], LSTMState]:
     """The steps one after the other; the hidden vectors of all, or the whole trace; and the last state."""
     # Cast once, not every step.
-    times_recurrent = _times(recurrent.astype(options.dtype), alive.shape[1])
-    projection = projection.astype(options.dtype)
+    recurrent, projection = recurrent.astype(options.dtype), projection.astype(options.dtype)
 
     def step(state: LSTMState, inputs: tuple[Array, Array, Array | None]) -> tuple[LSTMState, _Trace | Array]:
         gates, alive, state = inputs[0], inputs[1][:, None], _anew(state, inputs[2])
-        gates = gates + times_recurrent(state.hidden.astype(options.dtype))
+        gates = gates + matmul(state.hidden.astype(options.dtype), recurrent)
         cell, output = _cell(gates, state.cell, options.cell_clip)
         hidden = _clip(matmul(output.astype(options.dtype), projection), options.projection_clip)
         state = LSTMState(jnp.where(alive, cell, state.cell), jnp.where(alive, hidden, state.hidden))

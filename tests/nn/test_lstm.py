@@ -209,20 +209,8 @@ def test_steps_a_span_at_a_time_are_the_same(words, monkeypatch):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)
 
 
-def test_a_kernel_in_blocks_is_the_same_kernel(monkeypatch):
-    p, (x, state) = params(), inputs()
-    monkeypatch.setattr(lstm_module, "CACHE_BYTES", 0)
-    monkeypatch.setattr(lstm_module, "BLOCK", 4)
-    run = quick_jit(lambda *args: bound(*CLIPS["both"])(p)(*args))
-    # Of the plain product there is one more axis.
-    assert "f32[5,5,4]" in run.lower(x, LENGTHS, state).compile().as_text()
-    outputs, after = run(x, LENGTHS, state)
-    for found, theirs in zip((outputs, *after), by_hand(p, x, LENGTHS, state, *CLIPS["both"]), strict=True):
-        close(found, theirs)
-
-
 def test_long_rows_take_memory_for_a_span_only():
-    """64 rows of 256 steps: the gates of all would be 16 × as many as there may be."""
+    """256 rows of 256 steps: the gates of all would be 16 × as many as there may be."""
     sizes = (8, 64, 8)
     shapes = bound(sizes=sizes).shapes
     lstm = quick_jit(lambda p, x, lengths, state: bound(sizes=sizes)(p)(x, lengths, state))

@@ -235,7 +235,7 @@ def test_special_tokens_stay_whole(trained):
 def test_a_model_without_a_mask_still_splits(with_bytes):
     assert len(with_bytes.encode("ab [MASK]").ids) > 2
     with pytest.raises(InputError, match=r"bytes.model: found no pad token, expected a piece \[PAD\] or <pad>"):
-        with_bytes.specials  # noqa: B018
+        _ = with_bytes.specials
 
 
 # Case.

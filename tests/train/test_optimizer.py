@@ -202,7 +202,7 @@ def unstack(params):
     """Every layer, and every one of query, key and value, as a tree entry of its own."""
     out = {name: value for name, value in params.items() if name != "layers"}
     for layer in range(3):
-        one = jax.tree.map(lambda x: x[layer], params["layers"])  # noqa: B023
+        one = jax.tree.map(lambda x, layer=layer: x[layer], params["layers"])
         qkv = one["attention"].pop("qkv")
         for which, name in enumerate(("query", "key", "value")):
             one["attention"][name] = {"kernel": qkv["kernel"][:, which], "bias": qkv["bias"][which]}
