@@ -33,7 +33,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(^|/)(forward|backward)/\d+/bias$", PartitionSpec(None, "tensor")),
     (r"(^|/)(forward|backward)/\d+/projection$", PartitionSpec("tensor", "fsdp")),
     # A token table split over its width costs XLA a full rematerialisation; over the vocabulary it does not.
-    (r"token/table$", PartitionSpec(("tensor", "fsdp"), None)),
+    (r"(token|masked_lm)/table$", PartitionSpec(("tensor", "fsdp"), None)),
     (r"masked_lm/bias$", PartitionSpec(("tensor", "fsdp"))),
     (r"position/table$", PartitionSpec("fsdp", None)),
     (r"dense/kernel$", PartitionSpec("fsdp", "tensor")),

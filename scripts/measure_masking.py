@@ -18,7 +18,7 @@ import numpy as np
 
 from ctx_jax.arrays import Batch
 from ctx_jax.cli import keep_memory, load_config
-from ctx_jax.models.bert import BertForPreTraining
+from ctx_jax.models.bert import BertWithHeads
 from ctx_jax.nn.parameters import Bound
 from ctx_jax.objectives.masking import Vocabulary
 from ctx_jax.objectives.mlm import MaskedLM, MaskedLMObjective
@@ -48,7 +48,7 @@ def main() -> None:
     size = experiment.model.vocab_size
     batch = jax.device_put(random_batch(rng, arguments.rows, arguments.length, size))
     continues = rng.random(size) < 0.3
-    bound = Bound(lambda rngs: BertForPreTraining(experiment.model, rngs=rngs))
+    bound = Bound(lambda rngs: BertWithHeads(experiment.model, rngs=rngs))
     schedule = experiment.optimizer.schedule.over(experiment.steps)
     optimizer = dataclasses.replace(experiment.optimizer, schedule=schedule).build()
 

@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec as P
 from oracles.rows import make_examples, rows_of
 
 from ctx_jax.errors import InputError
-from ctx_jax.models.bert import BertConfig, BertForPreTraining
+from ctx_jax.models.bert import BertConfig, BertWithHeads
 from ctx_jax.nn.parameters import Bound, flat_paths
 from ctx_jax.sharding import MeshShape, batch_sharding, make_mesh, put_batch, replicated, tree_shardings
 from ctx_jax.train.optimizer import Optimizer
@@ -32,7 +32,7 @@ SPECS = {
 
 def shapes(**sizes):
     config = BertConfig(**({"vocab_size": 64, "hidden_size": 16, "num_layers": 3, "num_heads": 2} | sizes))
-    return Bound(lambda rngs: BertForPreTraining(config, rngs=rngs)).shapes
+    return Bound(lambda rngs: BertWithHeads(config, rngs=rngs)).shapes
 
 
 def specs(tree, mesh):

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import abc
-import json
 import os
-import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from ctx_jax.arrays import Representations
-from ctx_jax.checkpoint import Checkpoints, load_weights
-from ctx_jax.errors import InputError, did_you_mean
-from ctx_jax.models.bert import BertConfig, BertForPreTraining
-from ctx_jax.models.elmo import ElmoConfig, ElmoForPreTraining
-from ctx_jax.nn.parameters import Bound, Params
-from ctx_jax.text.load import load_tokenizer
+from ctx_jax.encoder.card import model_card
+from ctx_jax.errors import InputError
+from ctx_jax.interop.certificate import Check
+from ctx_jax.interop.load import load
+from ctx_jax.interop.pretrained import Pooling, Pretrained
+from ctx_jax.interop.save import save
+from ctx_jax.models.elmo import ElmoConfig
+from ctx_jax.nn.parameters import Params
 from ctx_jax.text.tokenizer import Tokenizer
-
-MODELS: dict[str, tuple[type, type]] = {
-    "bert": (BertConfig, BertForPreTraining),
-    "elmo": (ElmoConfig, ElmoForPreTraining),
-}
-"""By `model_type` of config.json."""
 
 Text = str | Sequence[str]
 
@@ -49,40 +44,66 @@ class Encoder(abc.ABC):
       config: sizes.
       params: nested dict of arrays.
       tokenizer: None when the folder holds none.
+      pooling: how a sentence encoder makes a text's vector; None of others.
+      about: what the folder says of how the model was made.
     """
 
-    def __init__(self, config: Any, params: Params, tokenizer: Tokenizer | None = None):
+    about: Mapping[str, Any] = MappingProxyType({})
+
+    def __init__(self, config: Any, params: Params, tokenizer: Tokenizer | None = None, pooling: Pooling | None = None):
         self.config = config
         self.params = params
         self.tokenizer = tokenizer
+        self.pooling = pooling
 
     @staticmethod
     def from_pretrained(path: str | os.PathLike[str]) -> Encoder:
-        """Loads a run directory: its final weights, or those of its newest good checkpoint.
+        """Loads a folder, whatever wrote it: a run directory (its final weights, or those of its newest good
+        checkpoint), an import, or another library's, see `interop.load.SUPPORTED`.
 
         Raises:
-          InputError: the folder, its config.json or its weights are missing or do not fit.
+          InputError: nothing in the folder is known, or what is there is broken or does not fit.
         """
         from ctx_jax.encoder.bert import BertEncoder
         from ctx_jax.encoder.elmo import ElmoEncoder
 
-        folder = pathlib.Path(path)
-        file = folder / "config.json"
-        if not file.is_file():
-            found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) if folder.is_dir() else "no folder"
-            raise InputError(f"{folder}: found {found or 'nothing'}, expected a run directory with config.json")
-        config, model = _read_config(file)
-        bound = Bound(lambda rngs: model(config, rngs=rngs))
-        if (folder / "weights").exists():
-            params, _ = load_weights(folder / "weights", bound.shapes)
-        else:
-            restored = Checkpoints(folder / "checkpoints").restore({"params": bound.shapes}, partial=True)
-            if restored is None:
-                raise InputError(f"{folder}: found neither weights nor checkpoints, expected a run that has saved some")
-            params = restored.state["params"]
-        tokenizer = load_tokenizer(folder / "tokenizer") if (folder / "tokenizer").exists() else None
-        kind = ElmoEncoder if isinstance(config, ElmoConfig) else BertEncoder
-        return kind(config, params, tokenizer)
+        found = load(path)
+        kind = ElmoEncoder if isinstance(found.config, ElmoConfig) else BertEncoder
+        encoder = kind(found.config, found.params, found.tokenizer, found.pooling)
+        encoder.about = found.about
+        return encoder
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], format: str | None = None, *, overwrite: bool = False
+    ) -> list[Check]:
+        """Writes the model as a folder of another library's, with a card and a certificate; whole or not at all.
+
+        Args:
+          folder: where; it must not exist, or be empty, unless `overwrite`.
+          format: a name of `interop.save.FORMATS`; None is `hugging-face`, for an ELMo `bilm`.
+          overwrite: replace what is there.
+
+        Returns:
+          What those who could read the folder got back; it stands in its certificate.json too.
+
+        Raises:
+          InputError: the format cannot hold the model, or the folder cannot be written.
+        """
+        format = format or ("bilm" if isinstance(self.config, ElmoConfig) else "hugging-face")
+        pretrained = Pretrained(self.config, self.params, self.tokenizer, self.pooling, self.about)
+        return save(pretrained, folder, format, overwrite=overwrite, card=model_card(pretrained))
+
+    def embed(self, texts: Text | Sequence[Text], *, batch_size: int = 32) -> Float[np.ndarray, "B D"]:
+        """A vector for each text, pooled as the model's folder says; else the mean of the last layer's.
+
+        Raises:
+          InputError: as `encode`.
+        """
+        pooling = self.pooling or Pooling()
+        found = self.encode(texts, all_layers=False, batch_size=batch_size).sentences(pooling.pool)
+        if not pooling.normalize:
+            return found
+        return found / np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), 1e-12)
 
     @abc.abstractmethod
     def encode(
@@ -109,24 +130,6 @@ class Encoder(abc.ABC):
         if self.tokenizer is None:
             raise InputError("the folder holds no tokenizer: use encode_ids, or put the tokenizer's files into it")
         return self.tokenizer
-
-
-def _read_config(file: pathlib.Path) -> tuple[Any, type]:
-    try:
-        record = json.loads(file.read_text())
-    except ValueError as error:
-        raise InputError(f"{file}: not JSON ({error})") from error
-    kind = record.get("model_type")
-    if kind not in MODELS or "model" not in record:
-        raise InputError(
-            f"{file}: model_type is {kind!r}, expected one of {', '.join(MODELS)} in a config.json written by ctx_jax"
-            + did_you_mean(str(kind), MODELS)
-        )
-    config, model = MODELS[kind]
-    try:
-        return config(**record["model"]), model
-    except TypeError as error:
-        raise InputError(f"{file}: model: {error}") from error
 
 
 def cosine(a: Float[np.ndarray, "*batch D"], b: Float[np.ndarray, "*batch D"]) -> Float[np.ndarray, "*batch"]:

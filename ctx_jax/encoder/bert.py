@@ -9,12 +9,13 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from ctx_jax.arrays import Representations
 from ctx_jax.encoder.base import Candidate, Encoder, Text
 from ctx_jax.errors import InputError
-from ctx_jax.models.bert import BertConfig, BertForPreTraining
+from ctx_jax.interop.pretrained import Pooling
+from ctx_jax.models.bert import BertConfig, BertWithHeads
 from ctx_jax.nn.parameters import Bound, Params
 from ctx_jax.text.inputs import Inputs, model_inputs
 from ctx_jax.text.tokenizer import Tokenizer
@@ -29,9 +30,15 @@ class BertEncoder(Encoder):
       params: nested dict of arrays.
     """
 
-    def __init__(self, config: BertConfig, params: Params, tokenizer: Tokenizer | None = None):
-        super().__init__(config, params, tokenizer)
-        bound = Bound(lambda rngs: BertForPreTraining(config, rngs=rngs))
+    def __init__(
+        self,
+        config: BertConfig,
+        params: Params,
+        tokenizer: Tokenizer | None = None,
+        pooling: Pooling | None = None,
+    ):
+        super().__init__(config, params, tokenizer, pooling)
+        bound = Bound(lambda rngs: BertWithHeads(config, rngs=rngs))
 
         @partial(jax.jit, static_argnames="all_layers")
         def forward(params: Params, input_ids: Array, token_types: Array, segments: Array, all_layers: bool):
@@ -45,7 +52,12 @@ class BertEncoder(Encoder):
             vectors = model.encoder(input_ids, segment_ids=segments).last
             return jax.nn.softmax(model.masked_lm_logits(vectors[0, at]))
 
-        self._forward, self._predict = forward, predict
+        @partial(jax.jit, static_argnames="head")
+        def logits(params: Params, input_ids: Array, token_types: Array, segments: Array, head: str):
+            model = bound(params)
+            return model.logits(head, model.encoder(input_ids, token_types, segments).last)
+
+        self._forward, self._predict, self._logits = forward, predict, logits
 
     def encode(
         self,
@@ -76,9 +88,7 @@ class BertEncoder(Encoder):
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
             raise InputError("texts: found none, expected at least one")
-        rows = model_inputs(
-            tokenizer, texts, max_length=self.config.max_position_embeddings, on_too_long=on_too_long, stride=stride
-        )
+        rows = model_inputs(tokenizer, texts, max_length=self.config.max_length, on_too_long=on_too_long, stride=stride)
         length = max(len(row.input_ids) for row in rows)
         encoded = self._run(
             _padded([row.input_ids for row in rows], length, tokenizer.specials.pad),
@@ -113,34 +123,62 @@ class BertEncoder(Encoder):
         Raises:
           InputError: shapes differ, rows are too long, or an id is not in the vocabulary.
         """
+        ids, mask, types = self._checked(input_ids, attention_mask, token_type_ids)
+        return self._run(ids, types, mask, all_layers, batch_size)
+
+    def logits(
+        self,
+        head: str,
+        input_ids: Int[Array, "B T"],
+        attention_mask: Int[Array, "B T"] | None = None,
+        token_type_ids: Int[Array, "B T"] | None = None,
+    ) -> Float[np.ndarray, "B ..."]:
+        """What one of `config.all_heads` says of rows of ids, in shapes as `BertWithHeads.logits` has them.
+
+        Raises:
+          InputError: the model has no such head, or as `encode_ids`.
+        """
+        if head not in self.config.all_heads:
+            has = ", ".join(self.config.all_heads) or "none"
+            raise InputError(f"head: found {head!r}, expected one of the model's: {has}")
+        ids, mask, types = self._checked(input_ids, attention_mask, token_type_ids)
+        return np.asarray(self._logits(self.params, ids, types, mask, head))
+
+    def _checked(
+        self,
+        input_ids: Int[Array, "B T"],
+        attention_mask: Int[Array, "B T"] | None,
+        token_type_ids: Int[Array, "B T"] | None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         ids = np.asarray(input_ids)
         if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or not ids.size:
             raise InputError(f"input_ids: found {ids.dtype} {list(ids.shape)}, expected integers [B, T], not empty")
         config = self.config
-        if ids.shape[1] > config.max_position_embeddings:
-            raise InputError(f"input_ids: rows of {ids.shape[1]}, the model takes {config.max_position_embeddings}")
+        if ids.shape[1] > config.max_length:
+            raise InputError(f"input_ids: rows of {ids.shape[1]}, the model takes {config.max_length}")
         mask = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask)
         types = np.zeros_like(ids) if token_type_ids is None else np.asarray(token_type_ids)
         for name, value, limit in (
             ("input_ids", ids, config.vocab_size),
             ("attention_mask", mask, 2),
-            ("token_type_ids", types, config.type_vocab_size),
+            ("token_type_ids", types, max(config.type_vocab_size, 1)),
         ):
             if value.shape != ids.shape:
                 raise InputError(f"{name}: found shape {list(value.shape)}, expected {list(ids.shape)}")
             if value.min() < 0 or value.max() >= limit:
                 raise InputError(f"{name}: found {value.min()} to {value.max()}, expected 0 to {limit - 1}")
-        ids, types, mask = (x.astype(np.int32) for x in (ids, types, mask))
-        return self._run(ids, types, mask, all_layers, batch_size)
+        return ids.astype(np.int32), mask.astype(np.int32), types.astype(np.int32)
 
     def fill_mask(self, text: str, *, top: int = 5) -> list[list[Candidate]]:
         """The likeliest tokens for each [MASK] of a text, with their probabilities.
 
         Raises:
-          InputError: the text has no mask token, or is too long.
+          InputError: the text has no mask token, or is too long, or the model has no masked-LM head.
         """
+        if "masked_lm" not in self.config.all_heads:
+            raise InputError(f"fill_mask: found heads {self.config.all_heads}, expected masked_lm among them")
         tokenizer = self._tokenizer()
-        (row,) = model_inputs(tokenizer, [text], max_length=self.config.max_position_embeddings)
+        (row,) = model_inputs(tokenizer, [text], max_length=self.config.max_length)
         at = np.flatnonzero(row.input_ids == tokenizer.specials.mask)
         if not len(at):
             mask = tokenizer.tokens([tokenizer.specials.mask])[0]
@@ -160,7 +198,7 @@ class BertEncoder(Encoder):
         bucket = 16
         while bucket < length:
             bucket *= 2
-        return min(bucket, self.config.max_position_embeddings)
+        return min(bucket, self.config.max_length)
 
     def _run(
         self, ids: np.ndarray, types: np.ndarray, segments: np.ndarray, all_layers: bool, batch_size: int

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ctx_jax.arrays import Representations
 from ctx_jax.encoder.base import Encoder, Text
 from ctx_jax.errors import InputError
+from ctx_jax.interop.pretrained import Pooling
 from ctx_jax.models.elmo import ElmoConfig, ElmoForPreTraining, ElmoState
 from ctx_jax.nn.parameters import Bound, Params
 from ctx_jax.packing import pack
@@ -45,8 +46,14 @@ class _Rows(NamedTuple):
 class ElmoEncoder(Encoder):
     """An ELMo with its weights. It needs no vocabulary: it reads characters."""
 
-    def __init__(self, config: ElmoConfig, params: Params, tokenizer: Tokenizer | None = None):
-        super().__init__(config, params, tokenizer)
+    def __init__(
+        self,
+        config: ElmoConfig,
+        params: Params,
+        tokenizer: Tokenizer | None = None,
+        pooling: Pooling | None = None,
+    ):
+        super().__init__(config, params, tokenizer, pooling)
         self._characters = Characters(config.max_characters)
         self._known: dict[str, np.ndarray] = {}
         bound = Bound(lambda rngs: ElmoForPreTraining(config, rngs=rngs))

@@ -18,7 +18,7 @@ from ctx_jax.data.plan import make_plan
 from ctx_jax.data.streams import Streams
 from ctx_jax.errors import InputError
 from ctx_jax.experiment.config import Experiment
-from ctx_jax.models.bert import BertForPreTraining
+from ctx_jax.models.bert import BertWithHeads
 from ctx_jax.models.elmo import ElmoConfig, ElmoForPreTraining
 from ctx_jax.nn.parameters import Bound
 from ctx_jax.objectives.bilm import BiLMObjective, Lexicon
@@ -69,7 +69,7 @@ def _model_and_objective(experiment: Experiment, vocabulary: Vocabulary | Lexico
     if isinstance(model, ElmoConfig):
         bound = Bound(lambda rngs: ElmoForPreTraining(model, rngs=rngs))
         return bound, BiLMObjective(experiment.objective, model, vocabulary)
-    bound = Bound(lambda rngs: BertForPreTraining(model, rngs=rngs))
+    bound = Bound(lambda rngs: BertWithHeads(model, rngs=rngs))
     return bound, MaskedLMObjective(
         experiment.objective, vocabulary, length=rows.length, examples_per_row=rows.examples_per_row
     )

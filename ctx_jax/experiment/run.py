@@ -271,8 +271,8 @@ def _claim(workdir: pathlib.Path, experiment: Experiment, corpus: Corpus, tokeni
 def _difference(before: Any, now: Any, name: str) -> str:
     """The first field that differs, `name = before, not now`; nothing when all are equal."""
     if isinstance(before, dict) and isinstance(now, dict):
-        for key in now:
-            found = _difference(before.get(key), now[key], f"{name}.{key}")
+        for key in now.keys() & before.keys():  # a field that was not there then said nothing
+            found = _difference(before[key], now[key], f"{name}.{key}")
             if found:
                 return found
         return ""

@@ -37,7 +37,7 @@ def encoder_cost(config: EncoderConfig, *, rows: int = 1, length: int) -> Cost:
 
 def longest(config: EncoderConfig) -> int | None:
     """The longest row that the encoder takes; None if it takes any."""
-    return None if isinstance(config, ElmoConfig) else config.max_position_embeddings
+    return None if isinstance(config, ElmoConfig) else config.max_length
 
 
 def unit(config: EncoderConfig) -> str:

@@ -5,7 +5,8 @@
 
 in matrix products, and the rest as parts.py derives it. Local attention of window W scores 3·W keys a query instead of
 T, in whole blocks. A masked-LM head costs 2·D·D + 2·D·V a prediction, a pooler
-2·D·D an example, the next-sentence classifier 2·D·2.
+2·D·D an example, the next-sentence classifier 2·D·2. Embeddings of width E before a projection cost 2·T·E·D, and the
+head then 2·D·E + 2·E·V. Layers that share their parameters cost what others do.
 
 Computed again in the backward pass: with `remat="all"` every product of every layer (LayerNorm's gradient needs the
 sums, and so the last product too); with `remat="dots"` scores and context only.
@@ -76,14 +77,11 @@ def bert_cost(
         merge("feed-forward", _feed_forward(config, vectors, size), again=config.remat == "all"),
         merge("norms and residuals", [times(layer_norm(vectors, width), 2), elementwise(2 * vectors * width)]),
     ]
-    embeddings = [
-        table(vectors, count, width)
-        for count in (config.vocab_size, config.max_position_embeddings, config.type_vocab_size)
-    ]
-    parts = [
-        merge("embeddings", [*embeddings, elementwise(2 * vectors * width), layer_norm(vectors, width)]),
-        *(times(part, layers) for part in per_layer),
-    ]
+    if config.shared_layers:
+        stacked = [times(part, layers)._replace(parameters=part.parameters) for part in per_layer]
+    else:
+        stacked = [times(part, layers) for part in per_layer]
+    parts = [merge("embeddings", _embeddings(config, vectors, size)), *stacked]
     if config.pooler:
         pooled = rows * examples
         parts.append(merge("pooler", [affine(pooled, width, width, size=size), elementwise(pooled * width)]))
@@ -92,6 +90,17 @@ def bert_cost(
     if next_sentence:
         parts.append(merge("next sentence", [affine(rows * examples, width, 2, size=size)]))
     return Cost(rows, length, tuple(parts))
+
+
+def _embeddings(config: BertConfig, vectors: int, size: int) -> list[Part]:
+    width, counts = config.embedding_width, [config.vocab_size, config.max_position_embeddings]
+    if config.type_vocab_size:
+        counts.append(config.type_vocab_size)
+    parts = [table(vectors, count, width) for count in counts]
+    parts += [elementwise((len(counts) - 1) * vectors * width), layer_norm(vectors, width)]
+    if config.embedding_size:
+        parts.append(affine(vectors, width, config.hidden_size, size=size))
+    return parts
 
 
 def _scored(config: BertConfig, length: int) -> tuple[int, int]:
@@ -114,18 +123,18 @@ def _feed_forward(config: BertConfig, vectors: int, size: int) -> list[Part]:
 
 
 def _masked_lm(config: BertConfig, predictions: int, size: int) -> list[Part]:
-    """Dense, activation, LayerNorm, and the product with the token table, which belongs to the embeddings."""
-    width, vocabulary = config.hidden_size, config.vocab_size
+    """Dense, activation, LayerNorm, and the product with the token table, which belongs to the embeddings if tied."""
+    width, vocabulary = config.embedding_width, config.vocab_size
     logits_bytes, table_bytes = 4 * predictions * vocabulary, PARAMETER_BYTES * vocabulary * width
     return [
-        affine(predictions, width, width, size=size),
+        affine(predictions, config.hidden_size, width, size=size),
         elementwise(predictions * width, ACTIVATION_FLOPS[config.activation]),
         layer_norm(predictions, width),
         Part(
             "logits",
             matrix_flops=2 * predictions * width * vocabulary,
             other_flops=predictions * vocabulary,
-            parameters=vocabulary,
+            parameters=vocabulary + (0 if config.tied_head else vocabulary * width),
             bytes_moved=size * predictions * width + logits_bytes + table_bytes,
         ),
     ]

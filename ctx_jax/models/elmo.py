@@ -49,7 +49,8 @@ class ElmoConfig:
     skip_connections: bool = True
     """From the second LSTM on, add what enters it to what leaves it."""
     vocab_size: int = 793471
-    """V, words that training predicts; all others are one, `<UNK>`. The encoder itself knows no words."""
+    """V, words that training predicts; all others are one, `<UNK>`. The encoder itself knows no words, and 0 is an ELMo
+    without the output layer, as bilm-tf's were published."""
     dropout: float = 0.1
     """Of what enters each LSTM, and of what leaves the last."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -59,10 +60,12 @@ class ElmoConfig:
 
     def __post_init__(self) -> None:
         least = {"character_dim": 1, "max_characters": 3, "num_highway": 0}
-        least |= {"lstm_dim": 1, "projection_dim": 1, "num_layers": 1, "vocab_size": 4}
+        least |= {"lstm_dim": 1, "projection_dim": 1, "num_layers": 1}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise InputError(f"ElmoConfig.{name} is {getattr(self, name)}, expected at least {bound}")
+        if self.vocab_size and self.vocab_size < 4:
+            raise InputError(f"ElmoConfig.vocab_size is {self.vocab_size}, expected at least 4, or 0 for none")
         object.__setattr__(self, "filters", tuple(map(tuple, self.filters)))  # JSON has lists
         if not self.filters:
             raise InputError("ElmoConfig.filters is empty, expected at least one (width, count)")
@@ -240,12 +243,13 @@ class ElmoForPreTraining(nnx.Module):
 
     Attributes:
       encoder: Elmo.
-      softmax: OutputTable; both directions predict with it, and the character CNN has nothing to do with it.
+      softmax: OutputTable; both directions predict with it, and the character CNN has nothing to do with it. None where
+        the vocabulary is empty.
     """
 
     def __init__(self, config: ElmoConfig, *, rngs: nnx.Rngs):
         self.encoder = Elmo(config, rngs=rngs)
-        self.softmax = OutputTable(config.vocab_size, config.projection_dim, rngs=rngs)
+        self.softmax = OutputTable(config.vocab_size, config.projection_dim, rngs=rngs) if config.vocab_size else None
 
 
 def without_ends(representations: Representations) -> Representations:

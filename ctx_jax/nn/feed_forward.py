@@ -16,6 +16,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
+    "tanh": jax.nn.tanh,
 }
 """By name. `gelu` is x Φ(x) exactly, `gelu_tanh` the approximation of Hendrycks and Gimpel (2016) with tanh."""
 

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from ctx_jax.arrays import Batch, Masked
-from ctx_jax.models.bert import BertForPreTraining
+from ctx_jax.models.bert import BertWithHeads
 from ctx_jax.objectives.masking import Unit, Vocabulary, draw_masks, prediction_counts, slots_needed
 
 Sums = dict[str, Array]
@@ -96,7 +96,7 @@ class MaskedLMObjective:
 
     def loss(
         self,
-        model: BertForPreTraining,
+        model: BertWithHeads,
         prepared: Prepared,
         totals: Sums,
         carry: tuple[()] = (),
@@ -122,7 +122,7 @@ class MaskedLMObjective:
         return mean, (sums, carry)
 
     def evaluate(
-        self, model: BertForPreTraining, prepared: Prepared, totals: Sums, carry: tuple[()] = ()
+        self, model: BertWithHeads, prepared: Prepared, totals: Sums, carry: tuple[()] = ()
     ) -> tuple[Sums, tuple[()]]:
         """The sums of `loss` without dropout."""
         return self.loss(model, prepared, totals, carry)[1]
@@ -133,7 +133,7 @@ class MaskedLMObjective:
         return (batch.segment_ids > 0).sum().astype(jnp.float32)
 
     def _next_sentence(
-        self, model: BertForPreTraining, vectors: Float[Array, "B T D"], batch: Batch
+        self, model: BertWithHeads, vectors: Float[Array, "B T D"], batch: Batch
     ) -> tuple[Array, Array, Array]:
         """Loss, right answers and count over the examples that have a B."""
         segments = jnp.arange(1, batch.example_ids.shape[1] + 1)

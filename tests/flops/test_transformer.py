@@ -13,7 +13,7 @@ from ctx_jax.flops import architectures, jaxpr, parts
 from ctx_jax.flops.architectures import count_encoder, encoder_cost, encoder_function
 from ctx_jax.flops.jaxpr import count
 from ctx_jax.flops.xla import xla_flops
-from ctx_jax.models.bert import BertConfig, BertForPreTraining
+from ctx_jax.models.bert import BertConfig, BertWithHeads
 from ctx_jax.nn.parameters import Bound, count_parameters
 from ctx_jax.objectives.mlm import MaskedLM
 
@@ -36,6 +36,10 @@ def random_config(rng, **given):
         "pooler": bool(rng.integers(2)),
         "dtype": str(rng.choice(["float32", "bfloat16"])),
         "unroll": bool(rng.integers(2)),
+        "embedding_size": None if rng.integers(2) else int(rng.integers(1, 20)),
+        "shared_layers": bool(rng.integers(2)),
+        "type_vocab_size": int(rng.integers(0, 4)),
+        "tied_head": bool(rng.integers(2)),
     }
     return BertConfig(**(sizes | given))
 
@@ -78,7 +82,7 @@ def test_forward_formula_equals_the_walk_to_the_last_flop(seed):
 @pytest.mark.parametrize("seed", range(8))
 def test_parameters_are_the_models(seed):
     config = random_config(np.random.default_rng(100 + seed))
-    bound = Bound(lambda rngs: BertForPreTraining(config, rngs=rngs))
+    bound = Bound(lambda rngs: BertWithHeads(config, rngs=rngs))
     shapes = bound.shapes
     assert encoder_cost(config, length=8).parameters == count_parameters(shapes["encoder"])
     whole = architectures.bert_cost(config, rows=1, length=8, masked_lm=True, next_sentence=config.pooler)

@@ -14,7 +14,7 @@ from oracles.parameters import original_names, random_params
 from oracles.rows import make_examples, rows_of
 
 from ctx_jax.errors import InputError
-from ctx_jax.models.bert import BertConfig, BertForPreTraining
+from ctx_jax.models.bert import BertConfig, BertWithHeads
 from ctx_jax.nn.parameters import Bound, count_parameters, flat_paths
 
 SMALL = BertConfig(
@@ -33,12 +33,17 @@ SIZES = {
     "gated": dataclasses.replace(SMALL, gated=True),
     "local": dataclasses.replace(SMALL, attention_window=3),
     "deep": dataclasses.replace(SMALL, num_layers=12, activation="relu"),
+    "as RoBERTa": dataclasses.replace(SMALL, position_offset=2, max_position_embeddings=26),
+    "own table": dataclasses.replace(SMALL, tied_head=False, vocab_size=40),
+    "as ELECTRA": dataclasses.replace(SMALL, embedding_size=20),
+    "as DistilBERT": dataclasses.replace(SMALL, type_vocab_size=0),
+    "as ALBERT": dataclasses.replace(SMALL, embedding_size=20, shared_layers=True, num_layers=5),
 }
 
 
 @functools.cache
 def bound(config):
-    return Bound(lambda rngs: BertForPreTraining(config, rngs=rngs))
+    return Bound(lambda rngs: BertWithHeads(config, rngs=rngs))
 
 
 def numbers(config):
@@ -48,6 +53,7 @@ def numbers(config):
         "activation": config.activation,
         "eps": config.layer_norm_eps,
         "window": config.attention_window,
+        "position_offset": config.position_offset,
     }
 
 
@@ -78,7 +84,7 @@ def forward(config):
 
 
 def expected(config, params, batch):
-    w = original_names(params)
+    w = original_names(params, config.num_layers)
     layers = oracle.encode(w, *batch[:4], **numbers(config))
     flat = layers[-1].reshape(-1, config.hidden_size)
     logits = oracle.masked_lm_logits(w, flat, activation=config.activation, eps=config.layer_norm_eps)

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 from oracles import elmo as oracle
-from oracles.bilm_files import read_config, read_params
 from oracles.compiling import quick_jit
 
+from ctx_jax.interop.load import load as load_model
 from ctx_jax.models.elmo import Elmo, without_ends, zero_state
 from ctx_jax.nn.parameters import Bound
 from ctx_jax.text.characters import Characters
@@ -90,7 +90,7 @@ class Fixture:
 
 def load(folder):
     pytest.importorskip("h5py")
-    config = read_config(folder)
+    model = load_model(folder)
     batches = []
     with np.load(folder / "packed.npz") as arrays:
         for number in range(10):
@@ -107,8 +107,8 @@ def load(folder):
             assert [len(top) + 2 for top in batch["top"]] == lengths.tolist()
             assert batch["stateful"].shape == (3, 3, STEPS, 32)
             batches.append(batch)
-    params = read_params(folder / "lm_weights.hdf5", config)
-    return Fixture(folder, config, params, oracle.read(folder / "lm_weights.hdf5"), batches)
+    params = jax.tree.map(np.asarray, model.params["encoder"])
+    return Fixture(folder, model.config, params, oracle.read(folder / "lm_weights.hdf5"), batches)
 
 
 @functools.cache

@@ -30,9 +30,9 @@ def test_runs_the_layers_in_order_and_tells_each_its_number(remat, unroll):
     def run(params, x):
         apply = lambda layer, x, index: jnp.tanh(layer(x)) + index.astype(jnp.float32)
         stack = BOUND(params).layers
-        last, nothing = run_layers(stack, apply, x, remat=remat, unroll=unroll)
+        last, nothing = run_layers(stack, apply, x, count=3, remat=remat, unroll=unroll)
         assert nothing is None
-        return last, *run_layers(stack, apply, x, all_layers=True, remat=remat, unroll=unroll)
+        return last, *run_layers(stack, apply, x, count=3, all_layers=True, remat=remat, unroll=unroll)
 
     alone, last, layers = run(params, x)
     expected = [x.astype(np.float64)]
@@ -43,6 +43,44 @@ def test_runs_the_layers_in_order_and_tells_each_its_number(remat, unroll):
     np.testing.assert_allclose(alone, expected[-1], rtol=1e-6, atol=2e-6)
     np.testing.assert_array_equal(layers[-1], last)
     np.testing.assert_array_equal(layers[0], x)
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("remat", ["none", "all"])
+def test_one_layer_stands_for_all(remat, unroll):
+    """Values and gradients are those of a stack of equal layers, the gradients summed over the layers."""
+    one = Bound(lambda rngs: Stack(1, rngs))
+    params = quick_jit(one.init)(jax.random.key(3))
+    x = np.random.default_rng(1).normal(size=(2, 5, 4)).astype(np.float32)
+
+    @quick_jit
+    def both(params, x):
+        apply = lambda layer, x, index: jnp.tanh(layer(x)) * (1 + index.astype(jnp.float32))
+
+        def loss(bound, params):
+            out = run_layers(
+                bound(params).layers, apply, x, count=3, all_layers=bound is one, remat=remat, unroll=unroll
+            )
+            return (out[0] ** 2).sum(), out
+
+        copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (3, *leaf.shape[1:])), params)
+        grad = lambda bound, params: jax.value_and_grad(lambda p: loss(bound, p), has_aux=True)(params)
+        return grad(one, params), grad(BOUND, copies)
+
+    ((shared, (last, layers)), grads), ((copied, (other, _)), copied_grads) = both(params, x)
+    np.testing.assert_allclose(shared, copied, rtol=1e-6)
+    np.testing.assert_allclose(last, other, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(layers[-1], other, rtol=1e-6, atol=1e-6)
+    summed = jax.tree.map(lambda leaf: leaf.sum(0, keepdims=True), copied_grads)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), grads, summed)
+
+
+def test_two_layers_are_not_three():
+    stack = Bound(lambda rngs: Stack(2, rngs))
+    with pytest.raises(ValueError, match="2 layers are stored, expected 3"):
+        run_layers(
+            stack(stack.init(jax.random.key(0))).layers, lambda layer, x, _: layer(x), jnp.ones((1, 1, 4)), count=3
+        )
 
 
 def test_each_layer_is_born_of_its_own_key():

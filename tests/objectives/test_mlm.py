@@ -14,7 +14,7 @@ from oracles.parameters import nested, original_names, random_params
 from oracles.rows import make_examples, rows_of, vocabulary
 from scipy import stats
 
-from ctx_jax.models.bert import BertConfig, BertForPreTraining
+from ctx_jax.models.bert import BertConfig, BertWithHeads
 from ctx_jax.nn.parameters import Bound, flat_paths
 from ctx_jax.objectives.mlm import MaskedLM, MaskedLMObjective, softmax_cross_entropy, unigram_entropy
 
@@ -33,7 +33,7 @@ SEED = 5  # of the parameters: three of 32 predictions are right, and six of nin
 
 @functools.cache
 def bound(config=CONFIG):
-    return Bound(lambda rngs: BertForPreTraining(config, rngs=rngs))
+    return Bound(lambda rngs: BertWithHeads(config, rngs=rngs))
 
 
 def objective(per_row, next_sentence):

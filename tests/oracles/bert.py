@@ -44,10 +44,19 @@ def attend(w, layer, x, num_heads, window=None):
     return context, np.stack(weights)
 
 
-def encode_text(w, ids, types, positions, *, num_layers, num_heads, activation, eps=1e-12, window=None):
+def encode_text(
+    w, ids, types, positions, *, num_layers, num_heads, activation, eps=1e-12, window=None, position_offset=0
+):
     """All layers [L + 1, N, D] and attention weights [L, H, N, N] of one text that stands alone."""
-    x = w["bert/embeddings/word_embeddings"][ids] + w["bert/embeddings/position_embeddings"][positions]
-    x = layer_norm(w, "bert/embeddings/LayerNorm", x + w["bert/embeddings/token_type_embeddings"][types], eps)
+    x = (
+        w["bert/embeddings/word_embeddings"][ids]
+        + w["bert/embeddings/position_embeddings"][positions + position_offset]
+    )
+    if "bert/embeddings/token_type_embeddings" in w:
+        x = x + w["bert/embeddings/token_type_embeddings"][types]
+    x = layer_norm(w, "bert/embeddings/LayerNorm", x, eps)
+    if "bert/embeddings_project/kernel" in w:
+        x = dense(w, "bert/embeddings_project", x)
     layers, attentions = [x], []
     for number in range(num_layers):
         layer = f"bert/encoder/layer_{number}"
@@ -69,7 +78,8 @@ def encode_text(w, ids, types, positions, *, num_layers, num_heads, activation, 
 
 def encode(w, input_ids, token_type_ids, segment_ids, positions, **config):
     """All layers [L + 1, B, T, D] of rows that hold several texts; NaN at padding, which nobody may read."""
-    layers = np.full((config["num_layers"] + 1, *input_ids.shape, w["bert/embeddings/LayerNorm/gamma"].size), np.nan)
+    width = w["bert/encoder/layer_0/output/LayerNorm/gamma"].size
+    layers = np.full((config["num_layers"] + 1, *input_ids.shape, width), np.nan)
     for row, segments in enumerate(segment_ids):
         for segment in set(segments.tolist()) - {0}:
             at = np.flatnonzero(segments == segment)
@@ -85,7 +95,8 @@ def pool(w, cls):
 def masked_lm_logits(w, x, *, activation, eps=1e-12):
     x = ACTIVATIONS[activation](dense(w, "cls/predictions/transform/dense", x))
     x = layer_norm(w, "cls/predictions/transform/LayerNorm", x, eps)
-    return x @ w["bert/embeddings/word_embeddings"].T + w["cls/predictions/output_bias"]
+    table = w.get("cls/predictions/output_table", w["bert/embeddings/word_embeddings"])
+    return x @ table.T + w["cls/predictions/output_bias"]
 
 
 def next_sentence_logits(w, cls):

@@ -1,4 +1,4 @@
-"""The parameter tree of BertForPreTraining: with random values, and under the names of google-research/bert."""
+"""The parameter tree of BertWithHeads: with random values, and under the names of google-research/bert."""
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ LAYER = {
 }
 REST = {
     "bert/embeddings/LayerNorm": "encoder/embeddings/norm",
+    "bert/embeddings_project": "encoder/embedding_projection",
     "bert/pooler/dense": "encoder/pooler/dense",
     "cls/predictions/transform/dense": "masked_lm/dense",
     "cls/predictions/transform/LayerNorm": "masked_lm/norm",
@@ -21,6 +22,7 @@ TABLES = {
     "bert/embeddings/position_embeddings": "encoder/embeddings/position/table",
     "bert/embeddings/token_type_embeddings": "encoder/embeddings/type/table",
     "cls/predictions/output_bias": "masked_lm/bias",
+    "cls/predictions/output_table": "masked_lm/table",
     "cls/seq_relationship/output_bias": "next_sentence/bias",
 }
 LEAVES = {"kernel": "kernel", "bias": "bias", "gamma": "scale", "beta": "bias"}
@@ -60,16 +62,18 @@ def random_params(shapes, seed):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def original_names(params):
-    """Our tree as google-research/bert's variables, float64."""
+def original_names(params, num_layers=None):
+    """Our tree as google-research/bert's variables, float64; one stored layer may stand for all."""
     ours = flat(params)
     found = {name: ours[path] for name, path in TABLES.items() if path in ours}
     for name, path in REST.items():
         found |= {f"{name}/{leaf}": ours[f"{path}/{own}"] for leaf, own in LEAVES.items() if f"{path}/{own}" in ours}
     if "next_sentence/kernel" in ours:
         found["cls/seq_relationship/output_weights"] = ours["next_sentence/kernel"].T
-    for layer in range(len(ours["encoder/layers/attention/qkv/kernel"])):
-        at = f"bert/encoder/layer_{layer}"
+    stored = len(ours["encoder/layers/attention/qkv/kernel"])
+    for number in range(num_layers or stored):
+        layer = number if stored > 1 else 0
+        at = f"bert/encoder/layer_{number}"
         for name, path in LAYER.items():
             for leaf, own in LEAVES.items():
                 if (values := ours.get(f"encoder/layers/{path}/{own}")) is not None:

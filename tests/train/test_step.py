@@ -11,7 +11,7 @@ from oracles.compiling import quick_jit
 from oracles.parameters import random_params
 from oracles.rows import make_examples, rows_of, vocabulary
 
-from ctx_jax.models.bert import BertConfig, BertForPreTraining
+from ctx_jax.models.bert import BertConfig, BertWithHeads
 from ctx_jax.nn.parameters import Bound, flat_paths
 from ctx_jax.objectives.mlm import MaskedLM, MaskedLMObjective
 from ctx_jax.sharding import MeshShape, make_mesh, put_batch, replicated, tree_shardings
@@ -22,7 +22,7 @@ from ctx_jax.train.step import TrainState, init_state, make_eval_step, make_trai
 CONFIG = BertConfig(
     vocab_size=64, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=24, max_position_embeddings=32
 )
-BOUND = Bound(lambda rngs: BertForPreTraining(CONFIG, rngs=rngs))
+BOUND = Bound(lambda rngs: BertWithHeads(CONFIG, rngs=rngs))
 LENGTH, ROWS = 32, 8
 OBJECTIVE = MaskedLMObjective(MaskedLM(rate=0.3, next_sentence=True), vocabulary(64), length=LENGTH, examples_per_row=3)
 
