@@ -86,6 +86,10 @@ class ByteLevelBPE(SpacedTokenizer):
         )
         return tokenizer
 
+    def merges(self) -> list[tuple[str, str]]:
+        """The pairs that are merged, the first first."""
+        return list(self._merges)
+
     def _read_merges(self) -> list[tuple[str, str]]:
         path = self.merges_path
         try:
