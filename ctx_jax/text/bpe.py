@@ -67,6 +67,7 @@ class ByteLevelBPE(SpacedTokenizer):
         self._merges = self._read_merges()
         names = list(self.special_names().values())
         self.continues_word = np.array([not token.startswith(SPACE) and token not in names for token in self._tokens])
+        self._spaces = np.array([not token.strip(SPACE) for token in self._tokens])
         self._added = np.array([token in names for token in self._tokens])
         self._tokenizer = self._library(add_prefix_space)
         self._spaced = self._tokenizer if add_prefix_space else self._library(True)

@@ -29,10 +29,12 @@ class SpacedTokenizer(LibraryTokenizer):
 
     Attributes:
       _spaced: as `_tokenizer`, but a string is split as behind a space.
+      _spaces: bool [V], pieces of spaces alone. One that `_spaced` put before a text stands for none of its characters.
       _added: bool [V], tokens that are found in a text before it is split, and may take white space with them.
     """
 
     _spaced: tokenizers.Tokenizer
+    _spaces: np.ndarray
     _added: np.ndarray
 
     def _encode_strings(self, strings: list[str]) -> EncodedStrings:
@@ -72,6 +74,7 @@ class SpacedTokenizer(LibraryTokenizer):
         while len(among := leaves_out(ends - 1, among)):
             ends[among] -= 1
             among = among[starts[among] < ends[among]]
+        ends = np.where(self._spaces[found.ids], starts, ends)
         return found._replace(offsets=np.stack([starts - base, ends - base], axis=1))
 
 

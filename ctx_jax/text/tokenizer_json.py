@@ -180,6 +180,7 @@ class TokenizerJson(SpacedTokenizer):
                 raise InputError(f"{path}, model.vocab: found {ids[token]} for {token!r}, expected ids 0, 1, 2 …")
         super().__init__(path, tokens, self._names(tokens, names or {}))
         self.layout = self.description.layout
+        self._spaces = np.array([not token.strip(f"{SPACE}▁") for token in tokens])
         self._added = np.array([token in self.description.added for token in tokens])
         self.continues_word = self._continuations()
 
