@@ -33,8 +33,8 @@ class ByteLevelBPE(SpacedTokenizer):
 
     Words of a string are the parts that GPT-2's pattern makes (`don` `'t` `,`), Hugging Face's `word_ids`; those that
     `continues_word` knows begin with `Ġ`, as in fairseq's masking of whole words. Several pieces may share a character
-    that takes several bytes: all of them cover it. Offsets are Hugging Face's with `trim_offsets`, but that a space in
-    the text is left out of a text's first piece and of `<mask>` too.
+    that takes several bytes: all of them cover it. Offsets leave spaces out, as Hugging Face's with `trim_offsets` do;
+    where with `add_prefix_space` theirs are off, at a text's first space and behind a special token, these are not.
     """
 
     layout = Layout(separators=2, second_type=0)
