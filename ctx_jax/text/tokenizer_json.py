@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -38,6 +37,7 @@ class Description:
       values: its object, without `truncation` and `padding`: how long a row is, is said where rows are made, and no
         text is cut in silence.
       kind: of its model, `BPE`, `Unigram`, `WordLevel` or `WordPiece`.
+      added: the tokens that are found in a text before it is split, and their options.
       layout: of one text or two among special tokens.
       cls, sep: names of the special tokens that the file puts around texts; None where it puts none.
     """
@@ -54,6 +54,9 @@ class Description:
         self.kind = self.model.get("type") or next((kind for key, kind in guess.items() if key in self.model), None)
         if self.kind not in _MODELS:
             raise InputError(f"{path}, model.type: found {self.kind!r}, expected one of {', '.join(_MODELS)}")
+        for name in ("normalizer", "pre_tokenizer"):
+            self.steps(name)
+        self.added = self._added()
         self.layout, self.cls, self.sep = self._layout()
 
     def _layout(self) -> tuple[Layout, str | None, str | None]:
@@ -94,9 +97,7 @@ class Description:
 
         return list(flat(self.values.get(name)))
 
-    @functools.cached_property
-    def added(self) -> dict[str, dict[str, Any]]:
-        """The tokens that are found in a text before it is split, and their options."""
+    def _added(self) -> dict[str, dict[str, Any]]:
         tokens = self.values.get("added_tokens") or []
         if not isinstance(tokens, list) or not all(isinstance(t, dict) and {"content", "id"} <= set(t) for t in tokens):
             raise InputError(f"{self.path}, added_tokens: found {tokens!r:.40}, expected a list of objects")

@@ -241,7 +241,7 @@ def test_minilm(minilm, reference, tmp_path):
 def test_roberta_as_tokenizer_json(data, tmp_path, add_prefix_space):
     """ByteLevelBPE and the library's own file of it give the same, words of lists and offsets included."""
     own = ByteLevelBPE(data / "vocab" / "roberta_base" / "vocab.json", add_prefix_space=add_prefix_space)
-    library = own._tokenizer
+    library = tokenizers.Tokenizer.from_str(own._tokenizer.to_str())
     library.post_processor = tokenizers.processors.RobertaProcessing(
         ("</s>", 2), ("<s>", 0), add_prefix_space=add_prefix_space
     )
@@ -266,10 +266,10 @@ def test_albert_rules(data, tmp_path):
     assert (albert.normalize_quotes, albert.split_digit_comma) == (True, True)
     assert (bare.normalize_quotes, bare.split_digit_comma) == (False, False)
     assert bare.tokens(bare.encode("In 2010, 1").ids) == ["▁in", "▁2010,", "▁1"]
-    pieces = albert.encode("In 2010, é``x''")
-    text = "In 2010, é``x''"
+    pieces = albert.encode("In 2010, café``x''")
+    text = "In 2010, café``x''"
     spans = [text[start:end] for start, end in pieces.offsets]
-    expected = [("▁in", "In"), ("▁2010", "2010"), (",", ","), ("▁e", "é"), ('"', "``"), ("x", "x"), ('"', "''")]
+    expected = [("▁in", "In"), ("▁2010", "2010"), (",", ","), ("▁cafe", "café"), ('"', "``"), ("x", "x"), ('"', "''")]
     assert list(zip(albert.tokens(pieces.ids), spans, strict=True)) == expected
     assert pieces.words.tolist() == [0, 1, 1, 2, 2, 2, 2]
     bare.save(tmp_path)
@@ -279,8 +279,8 @@ def test_albert_rules(data, tmp_path):
 
 
 def test_shifted_ids_are_read_from_tokenizer_json(tmp_path):
-    words = "the cat sat on a mat and saw the dog run far away from home".split()
-    trained = train_sentencepiece((" ".join(words[i:] + words[:i]) for i in range(14)), 60, tmp_path)
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "the", "dog", "run", "far", "away", "from", "home"]
+    trained = train_sentencepiece((" ".join(words[i:] + words[:i]) for i in range(14)), 30, tmp_path)
     pieces = trained.tokens(range(trained.vocab_size))
     vocabulary = [
         ("<s>", 0.0),
