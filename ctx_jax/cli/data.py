@@ -26,7 +26,7 @@ class Build:
     out: Folder
     """Folder to write; it appears whole or not at all."""
     vocab: OptionalPath = None
-    """A vocab.txt, a SentencePiece model, or a folder with either."""
+    """A vocab.txt, a SentencePiece model, a tokenizer.json, or the folder of a tokenizer."""
     train_vocab: Annotated[int | None, arg(metavar="SIZE")] = None
     """Train a SentencePiece vocabulary of this size on the sources instead."""
     train_words: Annotated[int | None, arg(metavar="MOST")] = None

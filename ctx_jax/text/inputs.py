@@ -1,4 +1,7 @@
-"""From pieces to what a BERT takes in: [CLS] first [SEP] (second [SEP]), within the model's length."""
+"""From pieces to what a BERT takes in: [CLS] first [SEP] (second [SEP]), within the model's length.
+
+What differs from model to model, RoBERTa's two separators between texts, is the tokenizer's `layout`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ctx_jax.errors import InputError
-from ctx_jax.text.tokenizer import Pieces, Specials, Tokenizer
+from ctx_jax.text.tokenizer import Layout, Pieces, Specials, Tokenizer
 
 
 class Inputs(NamedTuple):
@@ -16,7 +19,7 @@ class Inputs(NamedTuple):
 
     Attributes:
       input_ids: int32 [T].
-      token_type_ids: int32 [T], 0 up to and with the first [SEP], 1 from there on.
+      token_type_ids: int32 [T], 0 up to the second text, from there on the layout's type for it: BERT's is 1.
       special: bool [T], the [CLS] and [SEP] that were put around the pieces.
       offsets: int32 [T, 2], first and one past the last character in the first or the second text; (0, 0) for specials.
       words: int32 [T], the word in the first or the second text, −1 for specials.
@@ -51,7 +54,7 @@ def model_inputs(
       "split" makes several rows; of a pair, the first text stands in each and the second is split.
 
     Args:
-      tokenizer: gives pieces and the ids of [CLS] and [SEP].
+      tokenizer: gives pieces, the ids of [CLS] and [SEP] and the layout.
       texts: strings or lists of words.
       pairs: the second text of each pair.
       max_length: tokens of a row at most, special ones included.
@@ -64,7 +67,7 @@ def model_inputs(
     Raises:
       InputError: a text is too long, `max_length` or `stride` leaves no room, or an argument is not what it should be.
     """
-    around = 2 if pairs is None else 3
+    around = 2 if pairs is None else 2 + tokenizer.layout.separators
     least = around + (1 if pairs is None else 2)
     if max_length < least:
         raise InputError(f"max_length: found {max_length}, expected at least {least}, {around} of them special tokens")
@@ -79,7 +82,7 @@ def model_inputs(
     if pairs is not None and len(pairs) != len(texts):
         raise InputError(f"pairs: found {len(pairs)}, expected one for each of the {len(texts)} texts")
 
-    specials = tokenizer.specials
+    form = (tokenizer.specials, tokenizer.layout)
     firsts = tokenizer.encode_batch(texts)
     try:
         seconds = [None] * len(firsts) if pairs is None else tokenizer.encode_batch(pairs)
@@ -90,17 +93,17 @@ def model_inputs(
         room = max_length - around
         length = len(first.ids) + (0 if second is None else len(second.ids))
         if length <= room:
-            rows.append(_row(specials, first, second, text, start=0))
+            rows.append(_row(form, first, second, text, start=0))
         elif on_too_long == "error":
             raise InputError(
                 f"texts[{text}]: found {length} pieces, {length + around} tokens with the special ones, expected at "
                 f"most max_length = {max_length}; on_too_long='truncate' cuts the end off, 'split' gives several rows"
             )
         elif on_too_long == "truncate":
-            rows.append(_row(specials, *_truncated(first, second, room), text, start=0))
+            rows.append(_row(form, *_truncated(first, second, room), text, start=0))
         elif second is None:
             for start, part in _windows(first, room, stride):
-                rows.append(_row(specials, part, None, text, start))
+                rows.append(_row(form, part, None, text, start))
         elif len(first.ids) + stride >= room:
             raise InputError(
                 f"texts[{text}]: found {len(first.ids)} pieces, expected less than {room - stride}, since max_length = "
@@ -108,7 +111,7 @@ def model_inputs(
             )
         else:
             for start, part in _windows(second, room - len(first.ids), stride):
-                rows.append(_row(specials, first, part, text, start))
+                rows.append(_row(form, first, part, text, start))
     return rows
 
 
@@ -136,12 +139,14 @@ def _part(pieces: Pieces, start: int, stop: int) -> Pieces:
     return Pieces(*(field[start:stop] for field in pieces))
 
 
-def _row(specials: Specials, first: Pieces, second: Pieces | None, text: int, start: int) -> Inputs:
+def _row(form: tuple[Specials, Layout], first: Pieces, second: Pieces | None, text: int, start: int) -> Inputs:
+    specials, layout = form
     cls, sep = (
         Pieces(np.array([index], np.int32), np.zeros((1, 2), np.int32), np.array([-1], np.int32))
         for index in (specials.cls, specials.sep)
     )
-    parts = [cls, first, sep] + ([] if second is None else [second, sep])
+    parts = [cls, first, sep] + ([] if second is None else [sep] * (layout.separators - 1) + [second, sep])
     ids, offsets, words = (np.concatenate(field) for field in zip(*parts, strict=True))
-    types = np.repeat(np.array([0, 1], np.int32), [len(first.ids) + 2, len(ids) - len(first.ids) - 2])
+    behind = 0 if second is None else len(second.ids) + 1
+    types = np.repeat(np.array([0, layout.second_type], np.int32), [len(ids) - behind, behind])
     return Inputs(ids, types, words < 0, offsets, words, text, start)

@@ -15,6 +15,7 @@ from ctx_jax.errors import InputError
 from ctx_jax.text.vocabulary import EncodedStrings, VocabularyTokenizer, has_capitals, read_file, write_config
 
 _SPACE = "▁"
+_QUOTES = re.compile("``|''")
 _SPECIALS = {  # the one for what is unknown is the model's own, whatever its name
     "pad": ("[PAD]", "<pad>"),
     "cls": ("[CLS]", "<cls>", "<s>"),
@@ -43,7 +44,15 @@ class SentencePiece(VocabularyTokenizer):
     that each begins with `▁`.
     """
 
-    def __init__(self, path: str | pathlib.Path, *, lowercase: bool | None = None, strip_accents: bool | None = None):
+    def __init__(
+        self,
+        path: str | pathlib.Path,
+        *,
+        lowercase: bool | None = None,
+        strip_accents: bool | None = None,
+        normalize_quotes: bool = False,
+        split_digit_comma: bool = False,
+    ):
         """Reads a model.
 
         Args:
@@ -52,6 +61,10 @@ class SentencePiece(VocabularyTokenizer):
             capital letter and its own normalisation does not lower the case. ALBERT's models are of that kind.
           strip_accents: decompose (NFKD) and take accents off before the model sees the text; None: as lowercase.
             google-research/albert `tokenization.py` (preprocess_text) does both.
+          normalize_quotes: `` and '' become one double quote, as Hugging Face does for ALBERT and XLNet.
+          split_digit_comma: a piece that ends in a digit and a comma, `▁2010,`, is split again without the comma.
+            google-research/albert `tokenization.py` (encode_pieces) does so, and ALBERT never saw such pieces when
+            it was trained; Hugging Face's newer tokenizers leave it out.
 
         Raises:
           InputError: the file does not exist or is no SentencePiece model, or one with `▁` behind its words.
@@ -69,6 +82,9 @@ class SentencePiece(VocabularyTokenizer):
         self.lowercase = lowercase
         self.strip_accents = lowercase if strip_accents is None else strip_accents
 
+        self.normalize_quotes = normalize_quotes
+        self.split_digit_comma = split_digit_comma
+        self._split_again = self._digits_and_commas() if split_digit_comma else {}
         self._is_byte = np.array([self._model.is_byte(index) for index in ids])
         # A character outside the vocabulary continues the word whose ▁ came before it, unless no ▁ can stand alone.
         self.continues_word = np.array(
@@ -77,6 +93,17 @@ class SentencePiece(VocabularyTokenizer):
         self.continues_word[[self._ids[name] for name in self.special_names().values()]] = False
         self.continues_word[self._model.unk_id()] = _SPACE in self._ids
         self._written = re.compile("(" + "|".join(map(re.escape, self.special_names().values())) + ")")
+
+    def _digits_and_commas(self) -> dict[int, list[str]]:
+        """For each piece that ends in a digit and a comma the pieces in its place."""
+        parts = {}
+        for index, piece in enumerate(self._tokens):
+            if len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit():
+                again = self._model.encode(piece[:-1].replace(_SPACE, ""), out_type=str)
+                if not piece.startswith(_SPACE) and again[0].startswith(_SPACE):
+                    again[0] = again[0].removeprefix(_SPACE)
+                parts[index] = [part for part in [*again, ","] if part]
+        return parts
 
     def _encode_strings(self, strings: list[str]) -> EncodedStrings:
         segments = [segment for index, string in enumerate(strings) for segment in self._cut(index, string)]
@@ -128,9 +155,12 @@ class SentencePiece(VocabularyTokenizer):
                 norm, source = segment.text, np.arange(len(segment.text) + 1)
             else:
                 result, (norm, source), (_, unfolded) = next(encoded)
-                ids += result["ids"]
-                pieces += result["pieces"]
-                counts.append(len(result["ids"]))
+                before = len(ids)
+                for index, piece in zip(result["ids"], result["pieces"], strict=True):
+                    parts = self._split_again.get(index)
+                    ids += [index] if parts is None else self._model.piece_to_id(parts)
+                    pieces += [piece] if parts is None else parts
+                counts.append(len(ids) - before)
                 source = np.array(source) if unfolded is None else unfolded[source]
             norms.append(norm)
             sources.append(source + base)
@@ -154,7 +184,14 @@ class SentencePiece(VocabularyTokenizer):
         return np.array(ids), offsets, np.array(counts)
 
     def _fold(self, text: str) -> tuple[str, np.ndarray | None]:
-        """The text with case and accents folded, and for each of its characters and its end the one it came from."""
+        """The text with quotes, case and accents folded, and for each character and the end the one it came from."""
+        if self.normalize_quotes and (quotes := [match.start() for match in _QUOTES.finditer(text)]):
+            kept = np.delete(np.arange(len(text) + 1), np.array(quotes) + 1)
+            folded, source = self._fold_letters(_QUOTES.sub('"', text))
+            return folded, kept if source is None else kept[source]
+        return self._fold_letters(text)
+
+    def _fold_letters(self, text: str) -> tuple[str, np.ndarray | None]:
         if not (self.lowercase or self.strip_accents):
             return text, None
         if text.isascii():
@@ -185,6 +222,8 @@ class SentencePiece(VocabularyTokenizer):
                 "tokenizer_class": "AlbertTokenizer",
                 "do_lower_case": self.lowercase,
                 "keep_accents": not self.strip_accents,
+                "normalize_quotes": self.normalize_quotes,
+                "split_digit_comma": self.split_digit_comma,
                 **self.special_names(),
             },
         )

@@ -19,6 +19,18 @@ class Specials(NamedTuple):
     mask: int
 
 
+class Layout(NamedTuple):
+    """How one text or two stand among special tokens: cls first sep, and for two sep… second sep behind it.
+
+    Attributes:
+      separators: how many separators stand between the first text and the second; RoBERTa has 2.
+      second_type: token type of the second text and the separator behind it; RoBERTa has 0.
+    """
+
+    separators: int = 1
+    second_type: int = 1
+
+
 class Pieces(NamedTuple):
     """The sub-words of one text, without special tokens around them.
 
@@ -39,9 +51,10 @@ class Tokenizer(Protocol):
     """Text to ids and back. Imports no JAX and holds no state that a call changes."""
 
     specials: Specials
+    layout: Layout
     vocab_size: int
     continues_word: np.ndarray
-    """bool [V]: the piece continues a word (`##ing` in BERT's vocabulary, no leading `▁` in SentencePiece's)."""
+    """bool [V]: the piece continues a word (`##ing` in BERT's vocabulary, no leading `▁` or `Ġ` in others)."""
 
     def encode_batch(self, texts: Sequence[str | Sequence[str]]) -> list[Pieces]:
         """Splits each text, a string or a list of words, into pieces; special tokens written in it are kept whole."""

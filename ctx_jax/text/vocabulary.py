@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ctx_jax.errors import InputError, did_you_mean
-from ctx_jax.text.tokenizer import Pieces, Specials
+from ctx_jax.text.tokenizer import Layout, Pieces, Specials
 
 
 class EncodedStrings(NamedTuple):
@@ -35,6 +35,7 @@ class VocabularyTokenizer(abc.ABC):
     """The `Tokenizer` protocol but for `continues_word`, `save` and the splitting of plain strings."""
 
     continues_word: np.ndarray
+    layout = Layout()
 
     def __init__(self, path: pathlib.Path, tokens: Sequence[str], spellings: Mapping[str, tuple[str, ...]]):
         """Keeps the vocabulary.
@@ -85,7 +86,7 @@ class VocabularyTokenizer(abc.ABC):
           InputError: a text is no string and no list of strings, or cannot be written as UTF-8.
         """
         strings, text_of, word_of, start_of = _flatten(texts)
-        counts, ids, offsets, words = self._encode_strings(strings)
+        counts, ids, offsets, words = self._encode_words(strings, word_of > 0)
         given = np.repeat(word_of, counts)
         words = np.where(given >= 0, given, words).astype(np.int32)
         offsets = (offsets + np.repeat(start_of, counts)[:, None]).astype(np.int32)
@@ -95,6 +96,10 @@ class VocabularyTokenizer(abc.ABC):
         return [
             Pieces(ids[a:b], offsets[a:b], words[a:b]) for a, b in zip((ends - per_text).tolist(), ends, strict=True)
         ]
+
+    def _encode_words(self, strings: list[str], follows: np.ndarray) -> EncodedStrings:
+        """Splits strings, of which some, `follows` [S], are words of a list and not its first."""
+        return self._encode_strings(strings)
 
     @abc.abstractmethod
     def _encode_strings(self, strings: list[str]) -> EncodedStrings:
@@ -126,6 +131,17 @@ def read_file(path: pathlib.Path, kind: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}), expected {kind}") from error
+
+
+def read_json(path: pathlib.Path, kind: str = "a JSON object") -> dict[str, object]:
+    """The object that a file holds. Raises InputError where there is none; `kind` says what was expected."""
+    try:
+        values = json.loads(read_file(path, kind))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: found no JSON ({error}), expected {kind}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: found {type(values).__name__}, expected {kind}")
+    return values
 
 
 def check_text(text: object, name: str) -> str:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import pathlib
-from itertools import chain
 
 import numpy as np
 import tokenizers
 
 from ctx_jax.errors import InputError
+from ctx_jax.text.library import LibraryTokenizer
 from ctx_jax.text.tokenizer import Specials
-from ctx_jax.text.vocabulary import EncodedStrings, VocabularyTokenizer, has_capitals, read_file, write_config
+from ctx_jax.text.vocabulary import has_capitals, read_file, write_config
 
 
-class WordPiece(VocabularyTokenizer):
+class WordPiece(LibraryTokenizer):
     """Cleans, splits at white space, punctuation and CJK characters, then takes the longest piece again and again.
 
     As google-research/bert `tokenization.py` (FullTokenizer) and Hugging Face's BertTokenizerFast; the work is done
@@ -69,15 +69,6 @@ class WordPiece(VocabularyTokenizer):
         # Only those that the vocabulary has: the library gives new ids to the others.
         self._tokenizer.add_special_tokens(
             [tokenizers.AddedToken(name, normalized=False, special=True) for name in self.special_names().values()]
-        )
-
-    def _encode_strings(self, strings: list[str]) -> EncodedStrings:
-        encodings = self._tokenizer.encode_batch(strings, add_special_tokens=False)
-        return EncodedStrings(
-            counts=np.array([len(encoding) for encoding in encodings], np.int64),
-            ids=np.array(list(chain.from_iterable(e.ids for e in encodings)), np.int32),
-            offsets=np.array(list(chain.from_iterable(e.offsets for e in encodings)), np.int32).reshape(-1, 2),
-            words=np.array(list(chain.from_iterable(e.word_ids for e in encodings)), np.int32),
         )
 
     def save(self, folder: str | pathlib.Path) -> None:

@@ -76,11 +76,12 @@ def test_broken_config(folder):
 def test_nothing_to_load(tmp_path):
     with pytest.raises(InputError, match=r"found nothing, expected one vocab.txt \(WordPiece\), a .model file"):
         load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "merges.txt").write_text("")
-    with pytest.raises(InputError, match=r"found merges.txt, tokenizer.json, expected one vocab.txt"):
+    with pytest.raises(InputError, match=r"found merges.txt, expected one vocab.txt"):
         load_tokenizer(tmp_path)
-    with pytest.raises(InputError, match=r"tokenizer.json: found a file of this name, expected vocab.txt"):
+    with pytest.raises(InputError, match=r"merges.txt: found a file of this name, expected vocab.txt"):
+        load_tokenizer(tmp_path / "merges.txt")
+    with pytest.raises(InputError, match=r"tokenizer.json: found no file of this name, expected vocab.txt"):
         load_tokenizer(tmp_path / "tokenizer.json")
     with pytest.raises(InputError, match=r"nowhere: found no file of this name, expected vocab.txt"):
         load_tokenizer(tmp_path / "nowhere")
