@@ -7,23 +7,22 @@ little-endian and lie row by row. Names join the keys with "/".
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import mmap
 import os
 import pathlib
-import reprlib
-import secrets
 import struct
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from ctx_jax.errors import InputError
-from ctx_jax.interop.files.tensors import StoredTensor, Tensors
+from ctx_jax.interop.files.mapping import mapped
+from ctx_jax.interop.files.replacing import replacing
+from ctx_jax.interop.files.tensors import MAX_AXES, StoredTensor, Tensors, check_shape, short
 
 _CODES = ["?", "i1", "<i2", "<i4", "<i8", "u1", "<u2", "<u4", "<u8", "<f2", "<f4", "<f8", "<c8", "<c16"]
 _SMALL_FLOATS = [ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2]
@@ -31,35 +30,30 @@ _DTYPES = {np.dtype(code).name: np.dtype(code) for code in (*_CODES, *_SMALL_FLO
 _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3
 _CHUNKED = "__msgpack_chunked_array__"
 _CHUNK = 2**30
-_MAX_AXES = 64  # NumPy's
-# A few bytes of a bad file name and make an object each, and every level of maps repeats its name for those below.
-_MAX_DEPTH, _MAX_TENSORS, _MAX_NAMES = 64, 2**20, 2**26
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 160
+# A few bytes of a bad file name and make an object each, and every level of maps repeats its name for those below. An
+# array takes 22 bytes at least.
+_MAX_DEPTH = 64
+_KEY_BYTES, _FREE_KEYS = 16, 2**10
+_NAMES_PER_BYTE, _FREE_NAMES = 8, 2**16
 
 
 def read_flax(path: str | os.PathLike[str]) -> Tensors:
     """The tensors of a file, in its order.
 
-    Only keys and shapes are read; the values are mapped, and `read` gives read-only views of the map, mostly not
-    aligned. An array in pieces is put together by every `read`. Numbers of Python's are tensors of shape (): bool,
-    int64 (uint64 where it must be), float64 or complex128. Lists and tuples are maps with keys 0, 1, … as Flax stores
-    them; empty maps leave no trace.
+    Only keys and shapes are read, in less than a megabyte and 48 times the size of a file of nothing else; the values
+    are mapped, and `read` gives read-only views of the map, mostly not aligned. An array in pieces is put together by
+    every `read`. Numbers of Python's are tensors of shape (): bool, int64 (uint64 where it must be), float64 or
+    complex128. Lists and tuples are maps with keys 0, 1, … as Flax stores them; empty maps leave no trace.
 
     Raises:
       InputError: there is no such file; it is not msgpack from end to end, or not maps down to arrays and numbers; a
         key has a "/" or comes twice; a tensor's type, shape or size is none.
     """
     path = pathlib.Path(path)
-    try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                raise InputError(f"{path}: found 0 bytes, expected a map of msgpack")
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}), expected a file of Flax's msgpack") from error
-    cursor = _Cursor(mapped, 0, len(mapped), str(path))
+    file = mapped(path, "a file of Flax's msgpack")
+    if not file:
+        raise InputError(f"{path}: found 0 bytes, expected a map of msgpack")
+    cursor = _Cursor(file, 0, len(file), str(path))
     tree = _tree(cursor, ())
     if cursor.at != cursor.end:
         raise InputError(f"{path}: found {cursor.end - cursor.at} bytes behind the map, expected none")
@@ -83,7 +77,7 @@ def write_flax(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) 
     path = pathlib.Path(path)
     tree: dict[str, Any] = {}
     for name, array in tensors.items():
-        where = f"{path}: tensor {_short.repr(name)}"
+        where = f"{path}: tensor {short.repr(name)}"
         keys = _keys(name, where)
         if not isinstance(array, np.ndarray) or array.dtype.name not in _DTYPES:
             found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
@@ -96,7 +90,7 @@ def write_flax(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) 
         if type(node) is not dict or keys[-1] in node:
             raise InputError(f"{where}: found a tensor and a map of tensors under one name, expected one of them")
         node[keys[-1]] = array
-    with _replacing(path) as file:
+    with replacing(path) as (file,):
         for piece in _packed(tree):
             file.write(piece)
 
@@ -116,6 +110,7 @@ class _Cursor:
 
     def __init__(self, data: mmap.mmap, at: int, end: int, where: str):
         self.data, self.at, self.end, self.where = data, at, end, where
+        self.keys = 0
 
     def within(self, item: _Item, where: str) -> _Cursor:
         return _Cursor(self.data, item.begin, item.begin + item.size, where)
@@ -186,12 +181,12 @@ class _Cursor:
         try:
             return self.data[item.begin : item.begin + item.size].decode()
         except UnicodeDecodeError as error:
-            found = _short.repr(self.data[item.begin : item.begin + item.size])
+            found = short.repr(self.data[item.begin : item.begin + item.size])
             raise InputError(f"{self.where}: {what}: found {found}, expected UTF-8") from error
 
 
 def _where(cursor: _Cursor, keys: tuple[str, ...]) -> str:
-    return f"{cursor.where}: tensor {_short.repr('/'.join(keys))}"
+    return f"{cursor.where}: tensor {short.repr('/'.join(keys))}"
 
 
 def _tree(cursor: _Cursor, keys: tuple[str, ...]) -> dict[str, Any] | StoredTensor | complex:
@@ -214,10 +209,14 @@ def _tree(cursor: _Cursor, keys: tuple[str, ...]) -> dict[str, Any] | StoredTens
     tree: dict[str, Any] = {}
     for _ in range(item.value):
         begin = cursor.at
+        cursor.keys += 1
+        if cursor.keys > _FREE_KEYS + len(cursor.data) // _KEY_BYTES:
+            found = f"more than {cursor.keys - 1} names in {len(cursor.data)} bytes"
+            raise InputError(f"{cursor.where}: found {found}, expected {_KEY_BYTES} bytes or more each")
         key = cursor.text(f"key at byte {begin}")
         if "/" in key or key in tree:
             again = "a second time" if key in tree else "with a '/'"
-            raise InputError(f"{cursor.where}: key at byte {begin}: found {_short.repr(key)} {again}, expected names")
+            raise InputError(f"{cursor.where}: key at byte {begin}: found {short.repr(key)} {again}, expected names")
         tree[key] = _tree(cursor, (*keys, key))
     return tree
 
@@ -230,29 +229,22 @@ def _check_end(cursor: _Cursor) -> None:
 def _array(cursor: _Cursor) -> StoredTensor:
     cursor.expect("array", "extension", 3)
     count = cursor.expect("array", "shape").value
-    if count > _MAX_AXES:
-        raise InputError(f"{cursor.where}: shape: found {count} axes, expected at most {_MAX_AXES}")
+    if count > MAX_AXES:
+        raise InputError(f"{cursor.where}: shape: found {count} axes, expected at most {MAX_AXES}")
     shape = tuple(cursor.expect("integer", "shape").value for _ in range(count))
     name = cursor.text("dtype")
     dtype = _DTYPES.get(name)
     if dtype is None:
-        raise InputError(f"{cursor.where}: dtype: found {_short.repr(name)}, expected one of {', '.join(_DTYPES)}")
-    _check_shape(shape, dtype, cursor.where)
+        raise InputError(f"{cursor.where}: dtype: found {short.repr(name)}, expected one of {', '.join(_DTYPES)}")
+    check_shape(shape, dtype, cursor.where)
     values = cursor.expect("binary", "values")
     _check_end(cursor)
     size = math.prod(shape) * dtype.itemsize
     if values.size != size:
         raise InputError(
-            f"{cursor.where}: found {values.size} bytes, expected {size} for {dtype} {_short.repr(list(shape))}"
+            f"{cursor.where}: found {values.size} bytes, expected {size} for {dtype} {short.repr(list(shape))}"
         )
     return StoredTensor(shape, dtype, functools.partial(np.ndarray, shape, dtype, cursor.data, values.begin))
-
-
-def _check_shape(shape: tuple[int, ...], dtype: np.dtype, where: str) -> None:
-    if min(shape, default=0) < 0 or math.prod(n or 1 for n in shape) * dtype.itemsize >= 2**63:
-        raise InputError(
-            f"{where}: shape: found {_short.repr(list(shape))}, expected sizes from 0 and less than 2**63 bytes"
-        )
 
 
 def _flatten(tree: dict[str, Any], keys: tuple[str, ...], tensors: dict[str, StoredTensor], cursor: _Cursor) -> int:
@@ -266,9 +258,9 @@ def _flatten(tree: dict[str, Any], keys: tuple[str, ...], tensors: dict[str, Sto
             name = "/".join(path)
             length += len(name)
             tensors[name] = _leaf(node, _where(cursor, path))
-        if length > _MAX_NAMES or len(tensors) > _MAX_TENSORS:
-            found = f"more than {_MAX_TENSORS} tensors, or names of more than {_MAX_NAMES} characters"
-            raise InputError(f"{cursor.where}: found {found}, expected no more")
+        limit = _FREE_NAMES + _NAMES_PER_BYTE * len(cursor.data)
+        if length > limit:
+            raise InputError(f"{cursor.where}: found names of more than {limit} characters in all, expected no more")
     return length
 
 
@@ -277,23 +269,27 @@ def _leaf(node: dict[str, Any] | StoredTensor | complex, where: str) -> StoredTe
         return node
     if type(node) is dict:
         return _joined(node, where)
-    value = np.array(node)
+    return StoredTensor((), np.array(node).dtype, functools.partial(_number, node))
+
+
+def _number(number: complex) -> np.ndarray:
+    value = np.array(number)
     value.flags.writeable = False
-    return StoredTensor((), value.dtype, lambda: value)
+    return value
 
 
 def _joined(node: dict[str, Any], where: str) -> StoredTensor:
     lists = [node.get("shape"), node.get("chunks")]
     whole = node.keys() == {_CHUNKED, "shape", "chunks"} and node[_CHUNKED] is True
     if not whole or any(type(n) is not dict or n.keys() != set(map(str, range(len(n)))) for n in lists):
-        raise InputError(f"{where}: found an array in pieces with {_short.repr(list(node))}, expected shape and chunks")
+        raise InputError(f"{where}: found an array in pieces with {short.repr(list(node))}, expected shape and chunks")
     shape, chunks = (tuple(n[str(place)] for place in range(len(n))) for n in lists)
     if not chunks or any(not isinstance(c, StoredTensor) or c.dtype != chunks[0].dtype for c in chunks):
         raise InputError(f"{where}: chunks: found {len(chunks)}, not arrays of one type, expected at least one")
-    if any(type(n) is not int for n in shape) or len(shape) > _MAX_AXES:
-        raise InputError(f"{where}: shape: found {_short.repr(shape)}, expected at most {_MAX_AXES} integers")
+    if any(type(n) is not int for n in shape) or len(shape) > MAX_AXES:
+        raise InputError(f"{where}: shape: found {short.repr(shape)}, expected at most {MAX_AXES} integers")
     dtype = chunks[0].dtype
-    _check_shape(shape, dtype, where)
+    check_shape(shape, dtype, where)
     found = sum(math.prod(chunk.shape) for chunk in chunks)
     if any(len(chunk.shape) != 1 for chunk in chunks) or found != math.prod(shape):
         raise InputError(f"{where}: chunks: found {found} values, expected {math.prod(shape)} in rows")
@@ -372,24 +368,3 @@ def _keys(name: object, where: str) -> list[str]:
     if len(keys) > _MAX_DEPTH or _CHUNKED in keys:
         raise InputError(f"{where}: expected at most {_MAX_DEPTH} parts, none of them {_CHUNKED}")
     return keys
-
-
-@contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """A new file that takes the path's name once it is on the disk; on any error it goes and the old one stays."""
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}), expected a writable path") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -6,23 +6,23 @@ The header maps names to {dtype, shape, data_offsets}; numbers are little-endian
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import math
 import mmap
 import os
 import pathlib
-import reprlib
-import secrets
-from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+import re
+from collections.abc import Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from ctx_jax.errors import InputError
-from ctx_jax.interop.files.tensors import StoredTensor, Tensors
+from ctx_jax.interop.files.mapping import mapped
+from ctx_jax.interop.files.replacing import replacing
+from ctx_jax.interop.files.tensors import StoredTensor, Tensors, check_shape, short
 
 # In the order in which the safetensors package lays tensors down.
 _DTYPES = {
@@ -46,43 +46,39 @@ _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _PLACES = {code: place for place, code in enumerate(_DTYPES)}
 _METADATA = "__metadata__"
 _MODEL, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_MAX_HEADER = 100_000_000
-_MAX_AXES = 64  # NumPy's
+_MAX_HEADER = 100_000_000  # the package's
+_MAX_INDEX = 2**24
+_MAX_ENTRY = 4096  # bytes of what is said of one tensor; three fields of 64 axes take some 1400
 
-# Names and values of a bad file are as long as they like; a message is one line.
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 160
+# The header is taken apart entry by entry, for JSON's own reader makes objects of some thirty times its size before
+# anybody can look at them. Nothing in an entry nests but two lists of numbers; what a match spans is then read as JSON.
+_STRING, _SPACE = rb'"(?:[^"\\]++|\\.)*+"', rb"[ \t\n\r]*+"
+_OPEN = re.compile(rb"\{" + _SPACE + rb"(\}?)")
+_NAME = re.compile(_SPACE + rb"(" + _STRING + rb")" + _SPACE + rb":" + _SPACE, re.DOTALL)
+_ENTRY = re.compile(rb'(\{(?:[^"\[\]{}]++|' + _STRING + rb"|\[[^\[\]{}]*+\])*+\})", re.DOTALL)
+_TEXT = re.compile(rb"(" + _STRING + rb")", re.DOTALL)
+_NEXT, _END = re.compile(_SPACE + rb"([,}])"), re.compile(_SPACE)
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> Tensors:
     """The tensors of one file, in the header's order.
 
-    Only the header is read, into objects of some twenty times its size at worst; the values are mapped, and `read`
-    gives read-only views of the map. They are valid as long as nobody shortens the file.
+    Only the header is read, and takes no more memory than twelve times its size, for a file of next to no values; the
+    values are mapped, and `read` gives read-only views of the map. They are valid as long as nobody shortens the file.
 
     Raises:
-      InputError: there is no such file; the header is too long, not JSON or says a thing twice; a tensor's type, shape
-        or size is none; the tensors do not cover the data from end to end.
+      InputError: there is no such file; the header is too long, not JSON, nests deeper than the format or says a thing
+        twice; a tensor's type, shape or size is none; the tensors do not cover the data from end to end.
     """
     path = pathlib.Path(path)
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size < 8:
-                raise InputError(f"{path}: found {size} bytes, expected at least 8: the length of the header")
-            mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}), expected a safetensors file") from error
-    length = int.from_bytes(mapped[:8], "little")
-    limit = min(size - 8, _MAX_HEADER)
+    file = mapped(path, "a safetensors file")
+    if len(file) < 8:
+        raise InputError(f"{path}: found {len(file)} bytes, expected at least 8: the length of the header")
+    length = int.from_bytes(file[:8], "little")
+    limit = min(len(file) - 8, _MAX_HEADER)
     if length > limit:
         raise InputError(f"{path}: found a header of {length} bytes, expected at most {limit}")
-    text = mapped[8 : 8 + length]
-    if text[:1] != b"{":
-        raise InputError(f"{path}: header: found {text[:1]!r} at its beginning, expected b'{{'")
-    header = _json(text, f"{path}: header")
-    _check_metadata(header.pop(_METADATA, {}), path)
-    return _stored(path, header, mapped, 8 + length)
+    return _Header(file, 8, 8 + length, path).tensors()
 
 
 def read_safetensors_folder(folder: str | os.PathLike[str]) -> Tensors:
@@ -98,31 +94,32 @@ def read_safetensors_folder(folder: str | os.PathLike[str]) -> Tensors:
     path = folder / _INDEX
     try:
         size = path.stat().st_size
-        text = path.read_bytes() if size <= _MAX_HEADER else b""
+        text = path.read_bytes() if size <= _MAX_INDEX else b""
     except FileNotFoundError as error:
         raise InputError(f"{folder}: found no {_MODEL} and no {_INDEX}, expected one of them") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}), expected an index in JSON") from error
-    if size > _MAX_HEADER:
-        raise InputError(f"{path}: found {size} bytes, expected at most {_MAX_HEADER}")
-    weight_map = _json(text, str(path)).get("weight_map")
+    if size > _MAX_INDEX:
+        raise InputError(f"{path}: found {size} bytes, expected at most {_MAX_INDEX}")
+    index = _json(text, str(path))
+    weight_map = index.get("weight_map") if type(index) is dict else None
     if type(weight_map) is not dict:
-        raise InputError(f"{path}: weight_map: found {_short.repr(weight_map)}, expected an object of names to files")
+        raise InputError(f"{path}: weight_map: found {short.repr(weight_map)}, expected an object of names to files")
     shards: dict[str, Tensors] = {}
     for name, shard in weight_map.items():
-        where = f"{path}: tensor {_short.repr(name)}"
+        where = f"{path}: tensor {short.repr(name)}"
         # The name comes from a file that somebody downloaded: it may not lead out of the folder.
         if type(shard) is not str or not shard.isprintable() or set(shard) & set("/\\") or ".." in shard or not shard:
-            raise InputError(f"{where}: found shard {_short.repr(shard)}, expected the name of a file in the folder")
+            raise InputError(f"{where}: found shard {short.repr(shard)}, expected the name of a file in the folder")
         if shard not in shards:
             shards[shard] = read_safetensors(folder / shard)
         if name not in shards[shard]:
-            raise InputError(f"{folder / shard}: no tensor {_short.repr(name)}, expected it by {_INDEX}")
+            raise InputError(f"{folder / shard}: no tensor {short.repr(name)}, expected it by {_INDEX}")
     for shard, tensors in shards.items():
         for name in tensors:
             if weight_map.get(name) != shard:
                 there = f"in {weight_map[name]}" if name in weight_map else "nowhere"
-                raise InputError(f"{folder / shard}: found tensor {_short.repr(name)}, {there} by {_INDEX}")
+                raise InputError(f"{folder / shard}: found tensor {short.repr(name)}, {there} by {_INDEX}")
     return {name: shards[shard][name] for name, shard in weight_map.items()}
 
 
@@ -145,7 +142,7 @@ def write_safetensors(
         _check_text(name, f"{path}: a tensor's name")
     if _METADATA in tensors:
         raise InputError(f"{path}: found a tensor of the name {_METADATA}, which the format keeps for itself")
-    codes = {name: _code(array, f"{path}: tensor {_short.repr(name)}") for name, array in tensors.items()}
+    codes = {name: _code(array, f"{path}: tensor {short.repr(name)}") for name, array in tensors.items()}
     order = sorted(codes, key=lambda name: (_PLACES[codes[name]], name))
     header: dict[str, Any] = {_METADATA: dict(sorted(metadata.items()))} if metadata else {}
     end = 0
@@ -156,49 +153,51 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)
     if len(text) > _MAX_HEADER:
         raise InputError(f"{path}: the header takes {len(text)} bytes, expected at most {_MAX_HEADER}")
-    with _replacing(path) as file:
+    with replacing(path) as (file,):
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             array = np.ascontiguousarray(tensors[name], _DTYPES[codes[name]])
             file.write(array.reshape(-1).view(np.uint8))
 
 
-def _json(text: bytes, where: str) -> dict[str, Any]:
-    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = set()
-            again = next(name for name, _ in pairs if name in names or names.add(name))
-            raise ValueError(f"{_short.repr(again)} stands there twice")
-        return found
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = set()
+        again = next(name for name, _ in pairs if name in names or names.add(name))
+        raise ValueError(f"{short.repr(again)} stands there twice")
+    return found
 
-    def no_number(name: str) -> None:
-        raise ValueError(f"{name} is no number")
 
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_no_repeats, parse_constant=_no_number)
+
+
+def _json(text: bytes, where: str) -> Any:
     try:
-        found = json.loads(text.decode(), object_pairs_hook=without_repeats, parse_constant=no_number)
+        return _JSON.decode(text.decode())
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: cannot be read ({error}), expected JSON") from error
-    if type(found) is not dict:
-        raise InputError(f"{where}: found {_short.repr(found)}, expected an object")
-    return found
 
 
 def _check_text(text: object, where: str) -> None:
     if not isinstance(text, str):
-        raise InputError(f"{where}: found {_short.repr(text)}, expected a string")
+        raise InputError(f"{where}: found {short.repr(text)}, expected a string")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"{where}: found a lone surrogate in {_short.repr(text)}, expected UTF-8") from error
+        raise InputError(f"{where}: found a lone surrogate in {short.repr(text)}, expected UTF-8") from error
 
 
 def _check_metadata(metadata: object, path: pathlib.Path) -> None:
     if type(metadata) is not dict:
-        raise InputError(f"{path}: {_METADATA}: found {_short.repr(metadata)}, expected an object of strings")
+        raise InputError(f"{path}: {_METADATA}: found {short.repr(metadata)}, expected an object of strings")
     for key, value in metadata.items():
         _check_text(key, f"{path}: {_METADATA}: a key")
-        _check_text(value, f"{path}: {_METADATA}: {_short.repr(key)}")
+        _check_text(value, f"{path}: {_METADATA}: {short.repr(key)}")
 
 
 def _code(array: object, where: str) -> str:
@@ -214,70 +213,97 @@ def _naturals(value: object, where: str, count: int | None = None) -> tuple[int,
     if type(value) is list and all(type(n) is int and n >= 0 for n in value) and count in (None, len(value)):
         return tuple(value)
     expected = "integers from 0" if count is None else f"{count} integers from 0"
-    raise InputError(f"{where}: found {_short.repr(value)}, expected {expected}")
+    raise InputError(f"{where}: found {short.repr(value)}, expected {expected}")
 
 
-def _stored(path: pathlib.Path, header: dict[str, Any], mapped: mmap.mmap, start: int) -> Tensors:
-    tensors, spans = {}, []
-    for name, entry in header.items():
-        _check_text(name, f"{path}: a tensor's name")
-        where = f"{path}: tensor {_short.repr(name)}"
-        if type(entry) is not dict:
-            raise InputError(f"{where}: found {_short.repr(entry)}, expected an object")
+class _Header:
+    """The header that lies at `file[at:end]`; offsets count from its end."""
+
+    def __init__(self, file: mmap.mmap, at: int, end: int, path: pathlib.Path):
+        self.file, self.at, self.end, self.path = file, at, end, path
+
+    def take(self, pattern: re.Pattern[bytes], expected: str) -> re.Match[bytes]:
+        match = pattern.match(self.file, self.at, self.end)
+        if match is None:
+            found = self.file[self.at : min(self.at + 40, self.end)]
+            raise InputError(f"{self.path}: header: found {found!r} at byte {self.at - 8}, expected {expected}")
+        self.at = match.end()
+        return match
+
+    def text(self, match: re.Match[bytes]) -> str:
+        text = _json(match[1], f"{self.path}: header, before byte {self.at - 8}")
+        _check_text(text, f"{self.path}: header, before byte {self.at - 8}")
+        return text
+
+    def more(self) -> bool:
+        return self.take(_NEXT, "a comma or }")[1] == b","
+
+    def tensors(self) -> Tensors:
+        tensors: dict[str, StoredTensor] = {}
+        spans, metadata = [], False
+        more = not self.take(_OPEN, "{")[1]
+        while more:
+            name = self.text(self.take(_NAME, "a name and a colon"))
+            if name in tensors or (name == _METADATA and metadata):
+                raise InputError(f"{self.path}: header: found {short.repr(name)} twice, expected names")
+            if name == _METADATA:
+                metadata = True
+                self.skip_metadata()
+            else:
+                match = self.take(_ENTRY, f"the type, shape and offsets of tensor {short.repr(name)} between braces")
+                begin, end, tensors[name] = self.stored(match, f"{self.path}: tensor {short.repr(name)}")
+                spans.append((begin, end, name))
+            more = self.more()
+        self.take(_END, "its end")
+        if self.at != self.end:
+            raise InputError(f"{self.path}: header: found more behind byte {self.at - 8}, expected its end")
+        self.check_cover(spans)
+        return tensors
+
+    def skip_metadata(self) -> None:
+        """Strings under strings, which are checked and left out."""
+        more = not self.take(_OPEN, f"an object of strings for {_METADATA}")[1]
+        while more:
+            key = self.text(self.take(_NAME, f"a key of {_METADATA} and a colon"))
+            self.text(self.take(_TEXT, f"a string for {_METADATA}'s {short.repr(key)}"))
+            more = self.more()
+
+    def stored(self, match: re.Match[bytes], where: str) -> tuple[int, int, StoredTensor]:
+        if match.end(1) - match.start(1) > _MAX_ENTRY:
+            raise InputError(f"{where}: found {match.end(1) - match.start(1)} bytes, expected at most {_MAX_ENTRY}")
+        entry = _json(match[1], where)
         for field in ("dtype", "shape", "data_offsets"):
             if field not in entry:
                 raise InputError(f"{where}: found no {field}, expected dtype, shape and data_offsets")
         dtype = _DTYPES.get(entry["dtype"]) if type(entry["dtype"]) is str else None
         if dtype is None:
-            found = _short.repr(entry["dtype"])
+            found = short.repr(entry["dtype"])
             raise InputError(f"{where}: dtype: found {found}, expected one of {', '.join(_DTYPES)}")
         shape = _naturals(entry["shape"], f"{where}: shape")
-        if len(shape) > _MAX_AXES:
-            raise InputError(f"{where}: shape: found {len(shape)} axes, expected at most {_MAX_AXES}")
-        if math.prod(n or 1 for n in shape) * dtype.itemsize >= 2**63:
-            raise InputError(f"{where}: shape: found {_short.repr(list(shape))}, expected less than 2**63 bytes")
+        check_shape(shape, dtype, where)
         begin, end = _naturals(entry["data_offsets"], f"{where}: data_offsets", 2)
-        if not begin <= end <= len(mapped) - start:
-            raise InputError(
-                f"{where}: data_offsets: found {_short.repr([begin, end])}, expected them to ascend and to end by "
-                f"{len(mapped) - start}"
-            )
+        limit = len(self.file) - self.end
+        if not begin <= end <= limit:
+            found = short.repr([begin, end])
+            raise InputError(f"{where}: data_offsets: found {found}, expected them to ascend and to end by {limit}")
         size = math.prod(shape) * dtype.itemsize
         if end - begin != size:
             raise InputError(
-                f"{where}: found {end - begin} bytes, expected {size} for {dtype} {_short.repr(list(shape))}"
+                f"{where}: found {end - begin} bytes, expected {size} for {dtype} {short.repr(list(shape))}"
             )
-        tensors[name] = StoredTensor(shape, dtype, functools.partial(np.ndarray, shape, dtype, mapped, start + begin))
-        spans.append((begin, end, name))
-    at = 0
-    for begin, end, name in sorted(spans):
-        if begin != at:
-            kind = "hole" if begin > at else "overlap"
+        read = functools.partial(np.ndarray, shape, dtype, self.file, self.end + begin)
+        return begin, end, StoredTensor(shape, dtype, read)
+
+    def check_cover(self, spans: list[tuple[int, int, str]]) -> None:
+        spans.sort()
+        at = 0
+        for begin, end, name in spans:
+            if begin != at:
+                kind = "hole" if begin > at else "overlap"
+                where = f"{self.path}: tensor {short.repr(name)}"
+                raise InputError(f"{where}: found its beginning at byte {begin}, expected {at} ({kind})")
+            at = end
+        if at != len(self.file) - self.end:
             raise InputError(
-                f"{path}: tensor {_short.repr(name)}: found its beginning at byte {begin}, expected {at} ({kind})"
+                f"{self.path}: found {len(self.file) - self.end} bytes of data, expected {at} by the header"
             )
-        at = end
-    if at != len(mapped) - start:
-        raise InputError(f"{path}: found {len(mapped) - start} bytes of data, expected {at} by the header")
-    return tensors
-
-
-@contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """A new file that takes the path's name once it is on the disk; on any error it goes and the old one stays."""
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}), expected a writable path") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -230,7 +230,7 @@ def test_an_old_file_stays_until_the_new_is_whole(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(flax_file.os, "fsync", full)
+        patch.setattr("os.fsync", full)
         with pytest.raises(InputError, match=r"x: cannot be written \(No space left on device\)"):
             write_flax(tmp_path / "x", {"w": np.zeros(2)})
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
@@ -396,14 +396,18 @@ def test_no_file(tmp_path):
 def test_limits(tmp_path, monkeypatch):
     """A key stands in the names of all below it."""
     (tmp_path / "x").write_bytes(msgpack.packb({"k" * 10: {"a": {"a": 1, "b": 2}}, "l" * 12: {"a": 3}}))
-    monkeypatch.setattr(flax_file, "_MAX_NAMES", 42)
+    monkeypatch.setattr(flax_file, "_NAMES_PER_BYTE", 0)
+    monkeypatch.setattr(flax_file, "_FREE_NAMES", 42)
     assert len(read_flax(tmp_path / "x")) == 3
-    monkeypatch.setattr(flax_file, "_MAX_NAMES", 41)
-    with pytest.raises(InputError, match="names of more than 41 characters, expected no more"):
+    monkeypatch.setattr(flax_file, "_FREE_NAMES", 41)
+    with pytest.raises(InputError, match="names of more than 41 characters in all, expected no more"):
         read_flax(tmp_path / "x")
-    monkeypatch.setattr(flax_file, "_MAX_NAMES", 42)
-    monkeypatch.setattr(flax_file, "_MAX_TENSORS", 1)
-    with pytest.raises(InputError, match="found more than 1 tensors"):
+    monkeypatch.setattr(flax_file, "_FREE_NAMES", 42)
+    size = (tmp_path / "x").stat().st_size
+    monkeypatch.setattr(flax_file, "_FREE_KEYS", 6 - size // 16)
+    assert len(read_flax(tmp_path / "x")) == 3
+    monkeypatch.setattr(flax_file, "_FREE_KEYS", 5 - size // 16)
+    with pytest.raises(InputError, match=f"found more than 5 names in {size} bytes, expected 16 bytes or more each"):
         read_flax(tmp_path / "x")
 
 

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from ctx_jax.errors import InputError
-from ctx_jax.interop.files import tensorflow_file
-from ctx_jax.interop.files.tensorflow_file import crc32c, read_tensorflow, write_tensorflow
+from ctx_jax.interop.files import crc32c as crc
+from ctx_jax.interop.files import replacing, sstable, tensorflow_file
+from ctx_jax.interop.files.crc32c import crc32c
+from ctx_jax.interop.files.tensorflow_file import read_tensorflow, write_tensorflow
 
 # Numbers of tensorflow/core/framework/types.proto.
 NUMBERS = {
@@ -237,7 +239,7 @@ def test_checksums_of_all_lengths(size):
 def test_the_mask():
     """The empty block that stands in every index of TensorFlow's, and what TensorFlow writes behind it."""
     body = bytes.fromhex("000000000100000000")
-    assert tensorflow_file._masked(crc32c(body)) == masked(slow_crc(body)) == 0xB0A1F2C0
+    assert crc.masked(crc32c(body)) == masked(slow_crc(body)) == 0xB0A1F2C0
 
 
 # Reading and writing.
@@ -262,8 +264,8 @@ def test_written_is_read(tmp_path, seed, monkeypatch):
     same_tensors(read_tensorflow(tmp_path / "model.ckpt", check=True), tensors)
     assert {path.name for path in tmp_path.iterdir()} == {"model.ckpt.index", "model.ckpt.data-00000-of-00001"}
     calls = []
-    block = tensorflow_file._block
-    monkeypatch.setattr(tensorflow_file, "_block", lambda *args: (calls.append(args), block(*args))[1])
+    block = sstable._block
+    monkeypatch.setattr(sstable, "_block", lambda *args: (calls.append(args), block(*args))[1])
     read_tensorflow(tmp_path / "model.ckpt")
     assert len(calls) == 1 + math.ceil((len(tensors) + 1) / 64)
 
@@ -310,16 +312,14 @@ def test_an_old_checkpoint_goes_all_at_once(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tensorflow_file.os, "fsync", full)
+        patch.setattr(replacing.os, "fsync", full)
         with pytest.raises(InputError, match=r"x\.index: cannot be written \(No space left on device\)"):
             write_tensorflow(tmp_path / "x", {"w": np.zeros(2)})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     moves, index = [], tmp_path / "x.index"
     with monkeypatch.context() as patch:
-        replace = tensorflow_file.os.replace
-        patch.setattr(
-            tensorflow_file.os, "replace", lambda a, b: (moves.append((b.name, index.exists())), replace(a, b))
-        )
+        replace = replacing.os.replace
+        patch.setattr(replacing.os, "replace", lambda a, b: (moves.append((b.name, index.exists())), replace(a, b)))
         write_tensorflow(tmp_path / "x", {"w": np.zeros(2)})
     assert moves == [("x.data-00000-of-00001", False), ("x.index", False)]
     same_tensors(read_tensorflow(tmp_path / "x"), {"w": np.zeros(2)})
@@ -507,10 +507,10 @@ BROKEN = {
     "offset far behind": (one(entry(1, (0,), 0, 2**62, 0)), "found 0 bytes from 4611686018427387904 of the 12"),
     "negative offset": (one(entry(1, (2,), 0, -4, 8)), "found 8 bytes from -4 of the 12 of shard 0"),
     "negative size": (one(entry(1, (2,), 0, 0, -8)), "found -8 bytes from 0 of the 12 of shard 0"),
-    "negative axis": (one(entry(1, (-1,))), "tensor 'w': shape: found [-1], expected at most 64 axes"),
+    "negative axis": (one(entry(1, (-1,))), "tensor 'w': shape: found [-1], expected sizes from 0"),
     "two negative axes": (one(entry(1, (-1, -1))), "tensor 'w': shape: found [-1, -1]"),
     "vast": (one(entry(1, (0, 2**62))), "tensor 'w': shape: found [0, 4611686018427387904], expected"),
-    "65 axes": (one(entry(1, (1,) * 65)), "tensor 'w': shape: found [1, 1, 1"),
+    "65 axes": (one(entry(1, (1,) * 65)), "tensor 'w': shape: found 65 axes, expected at most 64"),
     "no rank": (one(field(1, 1) + field(2, field(3, 1))), "tensor 'w': shape: found no rank"),
     "shard out of range": (one(entry(shard=1)), "tensor 'w': shard_id: found 1, expected 0 to 0"),
     "negative shard": (one(entry(shard=-1)), "tensor 'w': shard_id: found -1, expected 0 to 0"),
@@ -580,12 +580,17 @@ def test_limits(tmp_path, monkeypatch):
     (tmp_path / "x.data-00000-of-00001").write_bytes(bytes(12))
     (tmp_path / "x.index").write_bytes(table([[(b"", header()), (b"v" * 40, entry()), (b"w" * 40, entry())]]))
     with monkeypatch.context() as patch:
-        patch.setattr(tensorflow_file, "_MAX_NAMES", 79)
-        with pytest.raises(InputError, match="found names of more than 79 bytes in all"):
+        patch.setattr(tensorflow_file, "_NAMES_PER_BYTE", 0)
+        patch.setattr(tensorflow_file, "_FREE_NAMES", 79)
+        with pytest.raises(InputError, match="or names of more than 79 bytes, expected no more of an index of"):
             read_tensorflow(tmp_path / "x")
-        patch.setattr(tensorflow_file, "_MAX_NAMES", 80)
+        patch.setattr(tensorflow_file, "_FREE_NAMES", 80)
         assert len(read_tensorflow(tmp_path / "x")) == 2
-        patch.setattr(tensorflow_file, "_MAX_INDEX", 100)
+        patch.setattr(tensorflow_file, "_ENTRY_BYTES", 10**6)
+        patch.setattr(tensorflow_file, "_FREE_ENTRIES", 0)
+        with pytest.raises(InputError, match="found more than 0 tensors, or"):
+            read_tensorflow(tmp_path / "x")
+        patch.setattr(sstable, "_MAX_TABLE", 100)
         with pytest.raises(InputError, match=r"found \d+ bytes, expected an index of at most 100"):
             read_tensorflow(tmp_path / "x")
 
@@ -720,7 +725,7 @@ def test_we_read_what_tensorflow_writes(tmp_path, tf, seed):
     write_tensorflow(tmp_path / "z", tensors)
     suffix = ".data-00000-of-00001"
     assert (tmp_path / f"y{suffix}").read_bytes() == (tmp_path / f"z{suffix}").read_bytes()
-    entries = [list(tensorflow_file._table((tmp_path / f"{n}.index").read_bytes(), tmp_path)) for n in "yz"]
+    entries = [list(sstable.read_table((tmp_path / f"{n}.index").read_bytes(), tmp_path)) for n in "yz"]
     assert entries[0] == entries[1]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ctx_jax.errors import InputError
-from ctx_jax.interop.files import torch_file
+from ctx_jax.interop.files import torch_pickle
 from ctx_jax.interop.files.torch_file import read_torch
 
 STORAGES = {
@@ -374,7 +374,7 @@ def call(name, *arguments, module="torch._utils"):
 
 
 INT = outside("IntStorage", "0", 2)
-DEEP = Raw(b")" + b"\x85" * 100_000)
+DEEP = Raw(b")" + b"\x85" * 5000)  # as deep as nothing but objects may be
 BAD_OBJECTS = {
     "os.system": ({"w": call("system", "touch /tmp/x", module="os")}, "asks for os.system, expected what a dict of"),
     "builtins": ({"w": call("eval", "1", module="builtins")}, "asks for builtins.eval"),
@@ -492,8 +492,8 @@ BAD_TENSORS = {
     "lengths": ((0, (2, 1), (1,)), "found 1 strides, expected 2, and an offset from 0"),
     "offset": ((-1, (2,), (1,)), "found 1 strides, expected 1, and an offset from 0"),
     "offset float": ((0.0, (2,), (1,)), "found 1 strides, expected 1, and an offset from 0"),
-    "overflow": ((0, (BIG, 2), (0, 0)), f"shape: found [{BIG}, 2], expected less than 2**63 bytes"),
-    "overflow at 0": ((0, (BIG, 0), (0, 0)), f"shape: found [{BIG}, 0], expected less than 2**63 bytes"),
+    "overflow": ((0, (BIG, 2), (0, 0)), f"shape: found [{BIG}, 2], expected sizes from 0 and less"),
+    "overflow at 0": ((0, (BIG, 0), (0, 0)), f"shape: found [{BIG}, 0], expected sizes from 0 and less"),
     "too many": ((0, (5,), (1,)), "found a storage of 16 bytes, expected 20 for float32 [5] by strides [1] from 0"),
     "too far": ((1, (4,), (1,)), "found a storage of 16 bytes, expected 20 for float32 [4] by strides [1] from 1"),
     "too wide": ((0, (2, 2), (3, 2)), "found a storage of 16 bytes, expected 24 for float32 [2, 2] by strides [3, 2]"),
@@ -540,18 +540,21 @@ PICKLE, NUMBERS = entry("a/data.pkl", PROGRAM), b"\0" * 8
 BAD_ZIPS = {
     "compressed": (
         [PICKLE, entry("a/data/0", NUMBERS, method=8)],
-        "entry 'a/data/0': found it compressed or encrypted",
+        "entry 'a/data/0': found it compressed, expected it as",
     ),
     "compressed pickle": ([entry("a/data.pkl", PROGRAM, method=8)], "entry 'a/data.pkl': found it compressed"),
-    "encrypted": ([PICKLE, entry("a/data/0", NUMBERS, flags=1)], "entry 'a/data/0': found it compressed or encrypted"),
+    "encrypted": ([PICKLE, entry("a/data/0", NUMBERS, flags=1)], "entry 'a/data/0': found it encrypted, expected"),
     "no header": ([PICKLE, entry("a/data/0", NUMBERS, magic=b"PK\7\7")], "entry 'a/data/0': found no header at byte"),
     "behind the end": ([PICKLE, entry("a/data/0", NUMBERS, stated=10_000)], "entry 'a/data/0': found a file of"),
     "no pickle": (
         [entry("a/data/0", NUMBERS)],
-        "found 0 entries data.pkl, expected one data.pkl in a zip of torch.save",
+        "found 0 entries data.pkl, expected one in a zip of torch.save",
     ),
     "two pickles": ([PICKLE, entry("b/data.pkl", PROGRAM)], "found 2 entries data.pkl, expected one"),
-    "twice": ([PICKLE, entry("a/data/0", NUMBERS), entry("a/data/0", NUMBERS)], "found entries of the same name"),
+    "twice": (
+        [PICKLE, entry("a/data/0", NUMBERS), entry("a/data/0", NUMBERS)],
+        "entry 'a/data/0': found it twice, expected names",
+    ),
     "big": (
         [PICKLE, entry("a/data/0", NUMBERS), entry("a/byteorder", b"big")],
         "byteorder: found b'big', expected b'l",
@@ -578,7 +581,7 @@ def test_a_pickle_ends_with_its_entry(tmp_path):
 def test_a_zip_without_a_directory(tmp_path):
     path = tmp_path / "x.bin"
     path.write_bytes(as_zip(PROGRAM, ONE)[:-30])
-    refused(path, "cannot be read (File is not a zip file), expected a zip of torch.save")
+    refused(path, "found no end of a zip directory, expected a whole zip file")
 
 
 BAD_STREAMS = {
@@ -682,7 +685,7 @@ def test_small_files_stay_small(tmp_path, form, what):
 
 def test_opcodes_are_counted(tmp_path, monkeypatch):
     """Five million; a small number here."""
-    monkeypatch.setattr(torch_file, "_MAX_OPCODES", 1000)
+    monkeypatch.setattr(torch_pickle, "_MAX_OPCODES", 1000)
     path = written(tmp_path, "zip", {"a": [1] * 990, "w": TWO}, ONE)
     refused(path, "found more than 1000 opcodes, expected a dict of tensors")
     assert list(read_torch(written(tmp_path, "zip", {"a": 1, "w": TWO}, ONE))) == ["w"]
