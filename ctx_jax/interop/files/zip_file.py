@@ -21,12 +21,13 @@ _ENCRYPTED, _UTF8 = 1, 0x800
 
 
 class Member(NamedTuple):
-    """`stored` bytes from `begin` of the file, which unpack to `size` by the given method, 0 for none."""
+    """`stored` bytes from `begin` of the file, which unpack to `size` of the given CRC-32 by a method, 0 for none."""
 
     begin: int
     stored: int
     size: int
     method: int
+    crc: int
 
 
 def members(file: mmap.mmap | bytes, path: pathlib.Path) -> dict[str, Member]:
@@ -42,7 +43,7 @@ def members(file: mmap.mmap | bytes, path: pathlib.Path) -> dict[str, Member]:
         where = f"{path}: zip directory, line {number}"
         if at + 46 > end or file[at : at + 4] != _LINE:
             raise InputError(f"{where}: found {file[at : min(at + 4, end)]!r} at byte {at}, expected {_LINE!r}")
-        _, _, _, flags, method, _, _, _, packed, size, name_size, extra_size, comment_size, _, _, _, begin = (
+        _, _, _, flags, method, _, _, crc, packed, size, name_size, extra_size, comment_size, _, _, _, begin = (
             struct.unpack("<IHHHHHHIIIHHHHHII", file[at : at + 46])
         )
         extra = at + 46 + name_size
@@ -67,7 +68,7 @@ def members(file: mmap.mmap | bytes, path: pathlib.Path) -> dict[str, Member]:
         begin += 30 + sum(struct.unpack("<HH", header[26:]))
         if begin + packed > len(file):
             raise InputError(f"{where}: found a file of {len(file)} bytes, expected {begin + packed}")
-        found[name] = Member(begin, packed, size, method)
+        found[name] = Member(begin, packed, size, method, crc)
     if at != end:
         raise InputError(f"{path}: zip directory: found {end - at} bytes behind its {count} lines, expected none")
     return found

@@ -672,14 +672,14 @@ BOMBS = {
 @each_format
 @pytest.mark.parametrize("what", BOMBS)
 def test_small_files_stay_small(tmp_path, form, what):
-    """In memory and in time: an opcode, of a byte at least, makes one object, of some 100 bytes at most."""
+    """In memory and in time: objects are counted against the bytes of the pickle."""
     program = b"\x80\x02" + BOMBS[what] + b"N."
     path = tmp_path / "x.bin"
     path.write_bytes(FORMATS[form](program, {}))
     began = time.process_time()
     peak, failed = peak_of(path)
     assert failed
-    assert peak < 100_000 + 150 * len(program)
+    assert peak < 2**19 + 48 * len(program)
     assert time.process_time() - began < 10
 
 
@@ -737,56 +737,37 @@ def fuzz_subject():
     return value, storages
 
 
-def fuzz(path, contents, data):
-    """Reads every content; returns how many were fine and the most memory beyond the file's size."""
-    fine, worst, lines = 0, 0, set()
-    tracemalloc.start()
+def read_all(watch, path, contents, data):
     for content in contents:
-        path.write_bytes(content)
-        tracemalloc.reset_peak()
-        before = tracemalloc.get_traced_memory()[0]
-        try:
-            found = read_torch(path)
-        except InputError as error:
-            lines.add(len(str(error).splitlines()))
-            found = {}
-        worst = max(worst, tracemalloc.get_traced_memory()[1] - before - len(content))
-        fine += bool(found)
-        for stored in found.values():
-            assert math.prod(stored.shape) < 1000
-            array = stored.read()
-            assert (array.shape, array.dtype) == (stored.shape, stored.dtype)
-            assert set(array.tobytes()) <= data
-    tracemalloc.stop()
-    assert lines == {1}
-    return fine, worst
+        for tensor, values in (watch(read_torch, path, content) or {}).values():
+            assert math.prod(tensor.shape) < 1000
+            assert (values.shape, values.dtype) == (tensor.shape, tensor.dtype)
+            assert set(values.tobytes()) <= data
 
 
 @each_format
 @pytest.mark.parametrize("protocol", [2, 4])
-@pytest.mark.parametrize("count", [2500, pytest.param(20_000, marks=pytest.mark.slow)])
-def test_broken_pickles(tmp_path, form, protocol, count):
-    """Ten thousand in all, or eighty. They end in tensors of bytes that the storages hold, or in InputError."""
+@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_mutated_pickles(tmp_path, watch, form, protocol, count):
+    """They end in tensors of bytes that the storages hold, or in InputError."""
     value, storages = fuzz_subject()
     program = Assembler(protocol).program(value)
     rng = np.random.default_rng([protocol, count])
     contents = (FORMATS[form](mutated(rng, program, OPCODES), storages) for _ in range(count))
-    fine, worst = fuzz(tmp_path / "x.bin", contents, set(b"".join(a.tobytes() for a in storages.values())))
-    assert 0.01 < fine / count < 0.8
-    assert worst < 64_000
+    read_all(watch, tmp_path / "x.bin", contents, set(b"".join(a.tobytes() for a in storages.values())))
+    assert 0.01 < watch.fine / count < 0.8
 
 
 @each_format
-@pytest.mark.parametrize("count", [1000, pytest.param(20_000, marks=pytest.mark.slow)])
-def test_broken_files(tmp_path, form, count):
+@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_mutated_files(tmp_path, watch, form, count):
     """Broken anywhere: in the directory of the zip, between the pickles, in the sizes of storages."""
     value, storages = fuzz_subject()
     whole = FORMATS[form](Assembler().program(value), storages)
     rng = np.random.default_rng([9, count])
     contents = (mutated(rng, whole, OPCODES) for _ in range(count))
-    fine, worst = fuzz(tmp_path / "x.bin", contents, set(range(256)))
-    assert 0.01 < fine / count < 0.97
-    assert worst < 200_000
+    read_all(watch, tmp_path / "x.bin", contents, set(range(256)))
+    assert 0.01 < watch.fine / count < 0.97
 
 
 # PyTorch's own files.
