@@ -256,11 +256,11 @@ def _flatten(tree: dict[str, Any], keys: tuple[str, ...], tensors: dict[str, Sto
             length += _flatten(node, path, tensors, cursor)
         else:
             name = "/".join(path)
-            length += len(name)
+            length += len(name) if name.isascii() else 4 * len(name)
             tensors[name] = _leaf(node, _where(cursor, path))
         limit = _FREE_NAMES + _NAMES_PER_BYTE * len(cursor.data)
         if length > limit:
-            raise InputError(f"{cursor.where}: found names of more than {limit} characters in all, expected no more")
+            raise InputError(f"{cursor.where}: found names of more than {limit} bytes in all, expected no more")
     return length
 
 

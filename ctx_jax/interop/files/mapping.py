@@ -28,11 +28,15 @@ def mapped(path: pathlib.Path, expected: str) -> mmap.mmap | bytes:
         raise InputError(f"{path}: cannot be read ({reason}), expected {expected}") from error
 
 
+# Linux reads pages around the one that is asked for, 64 KiB of them, and so brings back some that went before.
+_AROUND = max(2**17, mmap.PAGESIZE)
+
+
 def let_go(array: np.ndarray) -> None:
     """Tells the system that the array's pages of a mapped file are not needed; for other arrays nothing happens.
 
-    Whole pages go, those too that the array shares with its neighbours: nobody writes to the map, and who reads them
-    again finds them again.
+    Pages go that the array shares with its neighbours, and some before it: nobody writes to the map, and who reads
+    them again finds them again.
     """
     base = array
     while isinstance(base, np.ndarray):
@@ -43,5 +47,5 @@ def let_go(array: np.ndarray) -> None:
         return
     start = np.frombuffer(base, np.uint8).ctypes.data
     first, last = (place - start for place in np.lib.array_utils.byte_bounds(array))
-    first -= first % mmap.PAGESIZE
+    first -= first % _AROUND
     base.madvise(mmap.MADV_DONTNEED, first, last - first)

@@ -68,7 +68,7 @@ def read_tensorflow(path: str | os.PathLike[str], check: bool = False) -> Tensor
     for key, value in table:
         if key.startswith(b"\0"):  # a slice, before all names; the variable's own entry says so once more
             continue
-        total += len(key)
+        total += len(key) if key.isascii() else 4 * len(key)  # as a string
         if total > max_names or len(tensors) > max_tensors:
             found = f"more than {max_tensors} tensors, or names of more than {max_names} bytes"
             raise InputError(f"{index}: found {found}, expected no more of an index of {len(file)} bytes")

@@ -400,7 +400,7 @@ def test_limits(tmp_path, monkeypatch):
     monkeypatch.setattr(flax_file, "_FREE_NAMES", 42)
     assert len(read_flax(tmp_path / "x")) == 3
     monkeypatch.setattr(flax_file, "_FREE_NAMES", 41)
-    with pytest.raises(InputError, match="names of more than 41 characters in all, expected no more"):
+    with pytest.raises(InputError, match="names of more than 41 bytes in all, expected no more"):
         read_flax(tmp_path / "x")
     monkeypatch.setattr(flax_file, "_FREE_NAMES", 42)
     size = (tmp_path / "x").stat().st_size

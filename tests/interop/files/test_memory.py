@@ -4,11 +4,13 @@ import json
 import struct
 import time
 import tracemalloc
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from ctx_jax.errors import InputError
+from ctx_jax.interop.files import sstable
 from ctx_jax.interop.files.crc32c import crc32c
 from ctx_jax.interop.files.flax_file import read_flax, write_flax
 from ctx_jax.interop.files.npz_file import read_npz, write_npz
@@ -16,7 +18,7 @@ from ctx_jax.interop.files.safetensors_file import read_safetensors, write_safet
 from ctx_jax.interop.files.sstable import table_bytes
 from ctx_jax.interop.files.tensorflow_file import read_tensorflow, write_tensorflow
 
-COUNT = 20_000
+COUNT = 10_000
 
 
 def with_length(header):
@@ -39,7 +41,16 @@ LONG = b"\x81\xda\x27\x10" + b"k" * 10_000 + b"\xde" + struct.pack(">H", 60_000)
 LONG += b"".join(b"\xa4%04x\x01" % n for n in range(60_000))
 SHARED = [(b"", bytes.fromhex("08011a020801"))]
 SHARED += [(b"n" * 4000 + b"%06d" % n, bytes.fromhex("08062801")) for n in range(COUNT)]
+WIDE_LONG = b"\x81\xda\x27\x14" + "\U0001f600".encode() + LONG[4:]
+WIDE_SHARED = [SHARED[0], *(("\U0001f600".encode() + key, value) for key, value in SHARED[1:])]
 PLAIN = [SHARED[0], *((b"%06d" % n, bytes.fromhex("08062801")) for n in range(COUNT))]
+
+
+def without_restarts(entries):
+    """Keys leave out all that they can."""
+    with mock.patch.object(sstable, "_RESTART_INTERVAL", COUNT), mock.patch.object(sstable, "_BLOCK_ENTRIES", COUNT):
+        return table_bytes(entries)
+
 
 HOSTILE = {
     "safetensors, tensors of nothing": (read_safetensors, 12, entries(EMPTY)),
@@ -51,11 +62,13 @@ HOSTILE = {
     "safetensors, a wide name": (read_safetensors, 12, with_length(WIDE)),
     "flax, numbers": (read_flax, 48, TREE.replace(b"%s", b"\x01")),
     "flax, maps": (read_flax, 48, TREE.replace(b"%s", b"\x80")),
-    "flax, arrays": (read_flax, 48, TREE.replace(b"%s", b"\xc7\x0b\x01\x93\x91\x00\xa4int8\xc4\x00")),
+    "flax, arrays": (read_flax, 48, TREE.replace(b"%s", b"\xc7\x0a\x01\x93\x91\x00\xa4int8\xc4\x00")),
     "flax, a long key over many": (read_flax, 48, LONG),
+    "flax, a wide key over many": (read_flax, 48, WIDE_LONG),
     "flax, a vast map": (read_flax, 48, b"\xdf\xff\xff\xff\xff" + b"\xa1a\x01" * 10),
     "tensorflow, tensors": (read_tensorflow, 64, table_bytes(PLAIN)),
-    "tensorflow, names that share": (read_tensorflow, 64, table_bytes(SHARED)),
+    "tensorflow, names that share": (read_tensorflow, 64, without_restarts(SHARED)),
+    "tensorflow, wide names": (read_tensorflow, 64, without_restarts(WIDE_SHARED)),
 }
 
 
