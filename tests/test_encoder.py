@@ -221,7 +221,7 @@ def test_a_run_that_is_not_finished_gives_its_newest_checkpoint(folder, encoder)
     ("spoil", "message"),
     [
         (lambda f: (f / "config.json").unlink(), "expected one of: a run directory"),
-        (lambda f: (f / "config.json").write_text("{"), "config.json: not JSON"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json: cannot be read"),
         (lambda f: (f / "config.json").write_text('{"model_type": "brt", "model": {}}'), "did you mean 'bert'"),
         (lambda f: (f / "config.json").write_text('{"model_type": "bert", "model": {"hidden": 3}}'), "hidden"),
         (lambda f: shutil.rmtree(f / "weights"), "weights"),

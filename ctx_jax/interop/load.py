@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ctx_jax.errors import InputError
 from ctx_jax.interop import bilm, hugging_face, sentence_transformers
 from ctx_jax.interop.files.flax_file import read_flax
 from ctx_jax.interop.files.hdf5_file import read_hdf5
-from ctx_jax.interop.files.safetensors_file import read_safetensors_folder
+from ctx_jax.interop.files.json_text import parse_json
+from ctx_jax.interop.files.safetensors_file import read_safetensors
+from ctx_jax.interop.files.shards import read_shards
 from ctx_jax.interop.files.tensorflow_file import read_tensorflow
 from ctx_jax.interop.files.tensors import Tensors
-from ctx_jax.interop.files.torch_file import read_torch_folder
+from ctx_jax.interop.files.torch_file import read_torch
 from ctx_jax.interop.google_bert import read_google_model
 from ctx_jax.interop.pretrained import Pretrained
 from ctx_jax.interop.run_folder import bound_model, read_run
@@ -31,10 +33,12 @@ SUPPORTED = (
     "google-research/bert (bert_config.json, *.ckpt.index)",
     "bilm-tf or AllenNLP (*options.json, *weights.hdf5)",
 )
-_WEIGHTS: tuple[tuple[tuple[str, ...], Callable[[pathlib.Path], Tensors]], ...] = (
-    (("model.safetensors", "model.safetensors.index.json"), read_safetensors_folder),
-    (("pytorch_model.bin", "pytorch_model.bin.index.json"), read_torch_folder),
-    (("flax_model.msgpack",), lambda folder: read_flax(folder / "flax_model.msgpack")),
+_WEIGHTS: tuple[tuple[str, Callable[[pathlib.Path], Tensors]], ...] = (
+    ("model.safetensors", read_safetensors),
+    ("model.safetensors.index.json", partial(read_shards, read=read_safetensors)),
+    ("pytorch_model.bin", read_torch),
+    ("pytorch_model.bin.index.json", partial(read_shards, read=read_torch)),
+    ("flax_model.msgpack", read_flax),
 )
 """Of a Hugging Face folder, in the order in which they are looked for."""
 
@@ -71,11 +75,10 @@ def read_json(path: pathlib.Path, kind: type = dict) -> Any:
       InputError: it cannot be read, or holds something else.
     """
     try:
-        record = json.loads(path.read_bytes())
+        text = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}), expected JSON") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
+    record = parse_json(text, str(path))
     if not isinstance(record, kind):
         expected = "an object" if kind is dict else "a list"
         raise InputError(f"{path}: found {type(record).__name__}, expected {expected} in JSON")
@@ -84,14 +87,13 @@ def read_json(path: pathlib.Path, kind: type = dict) -> Any:
 
 def _read_hugging_face(folder: pathlib.Path, record: dict[str, Any]) -> Pretrained:
     hugging_face.family_of(record, str(folder / "config.json"))
-    present = [(name, read) for names, read in _WEIGHTS for name in names if (folder / name).is_file()]
+    present = [(name, read) for name, read in _WEIGHTS if (folder / name).is_file()]
     if not present:
-        expected = ", ".join(name for names, _ in _WEIGHTS for name in names)
-        raise InputError(f"{folder}: found no weights, expected one of {expected}")
+        raise InputError(f"{folder}: found no weights, expected one of {', '.join(name for name, _ in _WEIGHTS)}")
     name, read = present[0]
     config, params = hugging_face.read_model(
         record,
-        read(folder),
+        read(folder / name),
         config_file=str(folder / "config.json"),
         file=str(folder / name),
         flax=name.startswith("flax"),

@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from ctx_jax.errors import InputError
+from ctx_jax.interop.files.json_text import parse_json
 from ctx_jax.interop.files.mapping import mapped
 from ctx_jax.interop.files.replacing import replacing
 from ctx_jax.interop.files.tensors import StoredTensor, Tensors, check_shape, short
@@ -45,9 +46,7 @@ _DTYPES = {
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _PLACES = {code: place for place, code in enumerate(_DTYPES)}
 _METADATA = "__metadata__"
-_MODEL, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _MAX_HEADER = 100_000_000  # the package's
-_MAX_INDEX = 2**24
 _MAX_ENTRY = 4096  # bytes of what is said of one tensor; three fields of 64 axes take some 1400
 
 # The header is taken apart entry by entry, for JSON's own reader makes objects of some thirty times its size before
@@ -79,48 +78,6 @@ def read_safetensors(path: str | os.PathLike[str]) -> Tensors:
     if length > limit:
         raise InputError(f"{path}: found a header of {length} bytes, expected at most {limit}")
     return _Header(file, 8, 8 + length, path).tensors()
-
-
-def read_safetensors_folder(folder: str | os.PathLike[str]) -> Tensors:
-    """The tensors of a folder: of model.safetensors, else of the shards of model.safetensors.index.json.
-
-    Raises:
-      InputError: there is neither; the index has no weight_map of names to files beside it; the index and a shard do
-        not hold the same names; or as `read_safetensors`.
-    """
-    folder = pathlib.Path(folder)
-    if (folder / _MODEL).exists():
-        return read_safetensors(folder / _MODEL)
-    path = folder / _INDEX
-    try:
-        size = path.stat().st_size
-        text = path.read_bytes() if size <= _MAX_INDEX else b""
-    except FileNotFoundError as error:
-        raise InputError(f"{folder}: found no {_MODEL} and no {_INDEX}, expected one of them") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}), expected an index in JSON") from error
-    if size > _MAX_INDEX:
-        raise InputError(f"{path}: found {size} bytes, expected at most {_MAX_INDEX}")
-    index = _json(text, str(path))
-    weight_map = index.get("weight_map") if type(index) is dict else None
-    if type(weight_map) is not dict:
-        raise InputError(f"{path}: weight_map: found {short.repr(weight_map)}, expected an object of names to files")
-    shards: dict[str, Tensors] = {}
-    for name, shard in weight_map.items():
-        where = f"{path}: tensor {short.repr(name)}"
-        # The name comes from a file that somebody downloaded: it may not lead out of the folder.
-        if type(shard) is not str or not shard.isprintable() or set(shard) & set("/\\") or ".." in shard or not shard:
-            raise InputError(f"{where}: found shard {short.repr(shard)}, expected the name of a file in the folder")
-        if shard not in shards:
-            shards[shard] = read_safetensors(folder / shard)
-        if name not in shards[shard]:
-            raise InputError(f"{folder / shard}: no tensor {short.repr(name)}, expected it by {_INDEX}")
-    for shard, tensors in shards.items():
-        for name in tensors:
-            if weight_map.get(name) != shard:
-                there = f"in {weight_map[name]}" if name in weight_map else "nowhere"
-                raise InputError(f"{folder / shard}: found tensor {short.repr(name)}, {there} by {_INDEX}")
-    return {name: shards[shard][name] for name, shard in weight_map.items()}
 
 
 def write_safetensors(
@@ -158,29 +115,6 @@ def write_safetensors(
         for name in order:
             array = np.ascontiguousarray(tensors[name], _DTYPES[codes[name]])
             file.write(array.reshape(-1).view(np.uint8))
-
-
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = set()
-        again = next(name for name, _ in pairs if name in names or names.add(name))
-        raise ValueError(f"{short.repr(again)} stands there twice")
-    return found
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number")
-
-
-_JSON = json.JSONDecoder(object_pairs_hook=_no_repeats, parse_constant=_no_number)
-
-
-def _json(text: bytes, where: str) -> Any:
-    try:
-        return _JSON.decode(text.decode())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: cannot be read ({error}), expected JSON") from error
 
 
 def _check_text(text: object, where: str) -> None:
@@ -231,7 +165,7 @@ class _Header:
         return match
 
     def text(self, match: re.Match[bytes]) -> str:
-        text = _json(match[1], f"{self.path}: header, before byte {self.at - 8}")
+        text = parse_json(match[1], f"{self.path}: header, before byte {self.at - 8}")
         _check_text(text, f"{self.path}: header, before byte {self.at - 8}")
         return text
 
@@ -271,7 +205,7 @@ class _Header:
     def stored(self, match: re.Match[bytes], where: str) -> tuple[int, int, StoredTensor]:
         if match.end(1) - match.start(1) > _MAX_ENTRY:
             raise InputError(f"{where}: found {match.end(1) - match.start(1)} bytes, expected at most {_MAX_ENTRY}")
-        entry = _json(match[1], where)
+        entry = parse_json(match[1], where)
         for field in ("dtype", "shape", "data_offsets"):
             if field not in entry:
                 raise InputError(f"{where}: found no {field}, expected dtype, shape and data_offsets")

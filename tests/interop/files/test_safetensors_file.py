@@ -17,7 +17,8 @@ import pytest
 
 from ctx_jax.errors import InputError
 from ctx_jax.interop.files import safetensors_file
-from ctx_jax.interop.files.safetensors_file import read_safetensors, read_safetensors_folder, write_safetensors
+from ctx_jax.interop.files.safetensors_file import read_safetensors, write_safetensors
+from ctx_jax.interop.files.shards import read_shards
 
 CODES = {
     "BOOL": np.bool_,
@@ -246,7 +247,11 @@ def test_paths_that_are_no_files(tmp_path):
     refused(lambda: read_safetensors(tmp_path), f"{tmp_path}: cannot be read (Is a directory)")
 
 
-# Folders.
+# Shards.
+
+
+def read_index(folder):
+    return read_shards(folder / "model.safetensors.index.json", read_safetensors)
 
 
 def sharded(folder, shards, weight_map=None):
@@ -266,15 +271,9 @@ def test_shards_are_read_as_one(tmp_path):
         {"1.safetensors": ["a", "c"], "2.safetensors": ["b"]},
         {"b": "2.safetensors", "a": "1.safetensors", "c": "1.safetensors"},
     )
-    found = read_safetensors_folder(str(tmp_path))
+    found = read_index(tmp_path)
     assert {name: int(tensor.read()) for name, tensor in found.items()} == {"b": 2, "a": 0, "c": 1}
     assert list(found) == ["b", "a", "c"]
-
-
-def test_one_file_goes_before_shards(tmp_path):
-    sharded(tmp_path, {"1.safetensors": ["a"]})
-    (tmp_path / "model.safetensors").write_bytes(by_hand({"b": entry("U8", [], 0, 1)}, b"\7"))
-    assert {name: int(tensor.read()) for name, tensor in read_safetensors_folder(tmp_path).items()} == {"b": 7}
 
 
 def test_shards_may_be_links(tmp_path):
@@ -283,7 +282,7 @@ def test_shards_may_be_links(tmp_path):
     sharded(tmp_path, {"1.safetensors": ["a"]})
     (tmp_path / "1.safetensors").rename(tmp_path / "blobs" / "0af3")
     (tmp_path / "1.safetensors").symlink_to(tmp_path / "blobs" / "0af3")
-    assert list(read_safetensors_folder(tmp_path)) == ["a"]
+    assert list(read_index(tmp_path)) == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -293,7 +292,7 @@ def test_shards_are_files_of_the_folder(tmp_path, shard):
     sharded(tmp_path, {"1.s": ["a"]}, {"a": shard})
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "1.s").write_bytes((tmp_path / "1.s").read_bytes())
-    refused(lambda: read_safetensors_folder(tmp_path), "tensor 'a': found shard", "expected the name of a file in the")
+    refused(lambda: read_index(tmp_path), "tensor 'a': found shard", "expected the name of a file in the")
 
 
 @pytest.mark.parametrize(
@@ -314,14 +313,14 @@ def test_index_and_shards_agree(tmp_path, weight_map, message):
     """A shard that the index does not know is another matter's."""
     sharded(tmp_path, {"1.s": ["a", "b"], "2.s": ["c"]}, weight_map)
     if message is None:
-        assert set(read_safetensors_folder(tmp_path)) == set(weight_map)
+        assert set(read_index(tmp_path)) == set(weight_map)
     else:
-        refused(lambda: read_safetensors_folder(tmp_path), message)
+        refused(lambda: read_index(tmp_path), message)
 
 
 def test_a_tensor_in_two_shards(tmp_path):
     sharded(tmp_path, {"1.s": ["a", "b"], "2.s": ["b", "c"]}, {"a": "1.s", "b": "1.s", "c": "2.s"})
-    refused(lambda: read_safetensors_folder(tmp_path), "2.s: found tensor 'b', in 1.s by model.safetensors.index.json")
+    refused(lambda: read_index(tmp_path), "2.s: found tensor 'b', in 1.s by model.safetensors.index.json")
 
 
 @pytest.mark.parametrize(
@@ -337,19 +336,13 @@ def test_a_tensor_in_two_shards(tmp_path):
 )
 def test_bad_indices(tmp_path, index, message):
     (tmp_path / "model.safetensors.index.json").write_bytes(index)
-    refused(lambda: read_safetensors_folder(tmp_path), message)
+    refused(lambda: read_index(tmp_path), message)
 
 
 def test_a_huge_index_is_not_read(tmp_path):
     with open(tmp_path / "model.safetensors.index.json", "wb") as file:
         file.truncate(2**24 + 1)
-    refused(lambda: read_safetensors_folder(tmp_path), "found 16777217 bytes, expected at most 16777216")
-
-
-def test_folders_without_a_model(tmp_path):
-    neither = "found no model.safetensors and no model.safetensors.index.json, expected one of them"
-    refused(lambda: read_safetensors_folder(tmp_path), f"{tmp_path}: {neither}")
-    refused(lambda: read_safetensors_folder(tmp_path / "no"), neither)
+    refused(lambda: read_index(tmp_path), "found 16777217 bytes, expected at most 16777216")
 
 
 # Writing.
