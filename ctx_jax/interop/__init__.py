@@ -1,0 +1,1 @@
+"""Other libraries' models: their files as our parameters, and ours as theirs."""
