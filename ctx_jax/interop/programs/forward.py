@@ -19,6 +19,7 @@ from ctx_jax.models.elmo import ElmoConfig, ElmoForPreTraining
 from ctx_jax.nn.parameters import Bound, Params, flat_paths
 
 Layers = Literal["all", "last"] | Sequence[int]
+Axes = tuple[int | str, ...]
 Named = dict[str, Array]
 
 
@@ -27,22 +28,20 @@ class Program(NamedTuple):
 
     Attributes:
       function: (parameters, inputs) → outputs, all float32.
-      inputs: int32 inputs by name; an axis is a number or the name of a symbolic one.
-      outputs: their names, in the order of the function's dict.
+      inputs: axes of the int32 inputs by name; an axis is a number or the name of a symbolic one.
+      outputs: axes of the outputs, in the order of the function's dict.
       parameters: shape and type of the leaves that the function reads, in a tree; a model may have others.
       max_length: the largest T, or None.
     """
 
     function: Callable[[Params, Named], Named]
-    inputs: dict[str, tuple[int | str, ...]]
-    outputs: tuple[str, ...]
+    inputs: dict[str, Axes]
+    outputs: dict[str, Axes]
     parameters: Params
     max_length: int | None
 
 
-def forward_program(
-    config: BertConfig | ElmoConfig, *, layers: Layers = "all", masked_lm: bool = False, unroll: bool | None = None
-) -> Program:
+def forward_program(config: BertConfig | ElmoConfig, *, layers: Layers = "all", masked_lm: bool = False) -> Program:
     """The forward pass of a model, without dropout.
 
     BERT takes `input_ids`, `attention_mask` (1, at padding 0) and `token_type_ids`, [B, T] each; ELMo `char_ids`
@@ -54,7 +53,6 @@ def forward_program(
       config: of the model.
       layers: which layers make `hidden_states`, from 0, what enters the first; negative ones count from the last.
       masked_lm: also return the masked-LM logits of every position; BERT only.
-      unroll: overrides BERT's `config.unroll`; ELMo's steps always stay a loop, for their number is symbolic.
 
     Raises:
       InputError: there is no such layer, or ELMo was asked for masked-LM logits.
@@ -63,9 +61,9 @@ def forward_program(
     if isinstance(config, ElmoConfig):
         if masked_lm:
             raise InputError("masked_lm: found True, expected False: ElmoConfig is no masked language model")
+        # Steps of a symbolic number cannot be written out.
         return _elmo(dataclasses.replace(config, unroll=False), chosen)
-    unroll = config.unroll if unroll is None else unroll
-    return _bert(dataclasses.replace(config, unroll=unroll, remat="none"), chosen, masked_lm)
+    return _bert(dataclasses.replace(config, remat="none"), chosen, masked_lm)
 
 
 def select_parameters(program: Program, params: Params) -> Params:
@@ -123,7 +121,11 @@ def _bert(config: BertConfig, chosen: list[int] | None, masked_lm: bool) -> Prog
             found["logits"] = logits.reshape(*ids.shape, config.vocab_size)
         return found
 
-    outputs = _layer_names(chosen) + ("pooler_output",) * config.pooler + ("logits",) * masked_lm
+    outputs = _outputs(chosen, config.hidden_size)
+    if config.pooler:
+        outputs["pooler_output"] = ("B", config.hidden_size)
+    if masked_lm:
+        outputs["logits"] = ("B", "T", config.vocab_size)
     inputs = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), ("B", "T"))
     parts = ("encoder", "masked_lm") if masked_lm else ("encoder",)
     return Program(function, inputs, outputs, _parts(bound, parts), config.max_position_embeddings)
@@ -138,7 +140,8 @@ def _elmo(config: ElmoConfig, chosen: list[int] | None) -> Program:
         return _layers(read.last, read.layers, chosen)
 
     inputs = {"char_ids": ("B", "T", config.max_characters), "lengths": ("B",)}
-    return Program(function, inputs, _layer_names(chosen), _parts(bound, ("encoder",)), None)
+    outputs = _outputs(chosen, 2 * config.projection_dim)
+    return Program(function, inputs, outputs, _parts(bound, ("encoder",)), None)
 
 
 def _parts(bound: Bound, names: Iterable[str]) -> Params:
@@ -146,8 +149,9 @@ def _parts(bound: Bound, names: Iterable[str]) -> Params:
     return {name: shapes[name] for name in names}
 
 
-def _layer_names(chosen: list[int] | None) -> tuple[str, ...]:
-    return ("last_hidden_state",) if chosen is None else ("last_hidden_state", "hidden_states")
+def _outputs(chosen: list[int] | None, width: int) -> dict[str, Axes]:
+    last: dict[str, Axes] = {"last_hidden_state": ("B", "T", width)}
+    return last if chosen is None else {**last, "hidden_states": (len(chosen), "B", "T", width)}
 
 
 def _layers(last: Array, layers: Array | None, chosen: list[int] | None) -> Named:

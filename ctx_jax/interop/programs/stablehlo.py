@@ -44,8 +44,8 @@ class StableHLO(NamedTuple):
     """A program that was read.
 
     Attributes:
-      about: inputs (name → axes), outputs, max_length, platforms, weights ("inside" or "inputs"), the parameters' paths
-        and shapes in the order of the program's first arguments when they are inputs, and the jax that wrote it.
+      about: inputs and outputs (name → axes), max_length, platforms, weights ("inside" or "inputs"), parameters (path →
+        type and shape, in the order of the program's first arguments when they are inputs), and the jax that wrote it.
       exported: `exported.mlir_module_serialized` is StableHLO; its arguments are the parameters, then the inputs,
         each in the order of sorted names.
     """
@@ -129,7 +129,7 @@ def write_stablehlo(
     about = {
         "model": type(config).__name__,
         "inputs": {name: list(axes) for name, axes in program.inputs.items()},
-        "outputs": list(program.outputs),
+        "outputs": {name: list(axes) for name, axes in program.outputs.items()},
         "max_length": program.max_length,
         "platforms": list(platforms),
         "weights": "inside" if weights_inside else "inputs",
