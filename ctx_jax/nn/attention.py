@@ -23,8 +23,8 @@ def segment_mask(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
 
 
 def is_blocked(length: int, window: int | None) -> bool:
-    """Whether blocks of three windows save anything over whole rows."""
-    return window is not None and 3 * window < length
+    """Whether blocks of three windows save anything over whole rows; of a symbolic length, they may."""
+    return window is not None and (not isinstance(length, int) or 3 * window < length)
 
 
 def attention_mask(segment_ids: Int[Array, "B T"], window: int | None = None) -> Bool[Array, "..."]:
@@ -45,9 +45,9 @@ def attention_mask(segment_ids: Int[Array, "B T"], window: int | None = None) ->
 
 def _blocks(x: Array, window: int) -> Array:
     """[B, T, …] → [B, N, W, …], filled up with zeros."""
-    short = -x.shape[1] % window
-    x = jnp.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2))
-    return x.reshape(x.shape[0], -1, window, *x.shape[2:])
+    count = (x.shape[1] + window - 1) // window  # named, not -1: the length may be symbolic
+    x = jnp.pad(x, [(0, 0), (0, count * window - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+    return x.reshape(x.shape[0], count, window, *x.shape[2:])
 
 
 def _with_neighbours(blocks: Array) -> Array:

@@ -1,0 +1,72 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from oracles.programs import BERT, ELMO, inputs_of, params_of
+
+from ctx_jax.errors import InputError
+from ctx_jax.interop.programs.forward import forward_program, select_parameters
+from ctx_jax.models.bert import BertForPreTraining
+from ctx_jax.models.elmo import ElmoForPreTraining
+from ctx_jax.nn.parameters import Bound
+
+
+def test_bert_is_the_model():
+    inputs, model = inputs_of(BERT, 3, 7), Bound(lambda rngs: BertForPreTraining(BERT, rngs=rngs))(params_of(BERT))
+    found = forward_program(BERT, masked_lm=True).function(params_of(BERT), inputs)
+    read = model.encoder(inputs["input_ids"], inputs["token_type_ids"], inputs["attention_mask"], all_layers=True)
+    np.testing.assert_allclose(found["last_hidden_state"], read.last, atol=1e-6)
+    np.testing.assert_allclose(found["hidden_states"], read.layers, atol=1e-6)
+    np.testing.assert_allclose(found["pooler_output"], model.encoder.pooler(read.last[:, 0]), atol=1e-6)
+    np.testing.assert_allclose(found["logits"][1], model.masked_lm_logits(read.last[1]), atol=1e-6)
+
+
+def test_elmo_is_the_model():
+    inputs, model = inputs_of(ELMO, 3, 7), Bound(lambda rngs: ElmoForPreTraining(ELMO, rngs=rngs))(params_of(ELMO))
+    found = forward_program(ELMO).function(params_of(ELMO), inputs)
+    read, _ = model.encoder(inputs["char_ids"], inputs["lengths"])
+    np.testing.assert_allclose(found["hidden_states"], read.layers, atol=1e-6)
+    np.testing.assert_allclose(found["last_hidden_state"], read.last, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        (BERT, {"masked_lm": True}),
+        (BERT, {"layers": "last"}),
+        (BERT, {"layers": [0, -1]}),
+        (dataclasses.replace(BERT, pooler=False, dtype="bfloat16", remat="all"), {}),
+        (ELMO, {}),
+        (dataclasses.replace(ELMO, dtype="bfloat16", unroll=True), {"layers": [1]}),
+    ],
+)
+def test_the_names_are_those_of_the_outputs_all_float32(config, options):
+    program = forward_program(config, **options)
+    found = program.function(select_parameters(program, params_of(config)), inputs_of(config, 2, 5))
+    assert {name: value.shape for name, value in found.items()} == {
+        name: tuple({"B": 2, "T": 5}.get(axis, axis) for axis in axes) for name, axes in program.outputs.items()
+    }
+    assert list(found) == list(program.outputs)
+    assert {value.dtype.name for value in found.values()} == {"float32"}
+
+
+@pytest.mark.parametrize("layers", ["first", [], [3], [-4], [True], ["0"]])
+def test_no_such_layers(layers):
+    with pytest.raises(InputError, match="layers: found"):
+        forward_program(BERT, layers=layers)
+
+
+def test_elmo_predicts_no_masked_words():
+    with pytest.raises(InputError, match="masked_lm"):
+        forward_program(ELMO, masked_lm=True)
+
+
+def test_parameters_that_do_not_fit():
+    params = params_of(BERT)
+    program = forward_program(BERT, masked_lm=True)
+    with pytest.raises(InputError, match="masked_lm/bias: not found"):
+        select_parameters(program, {"encoder": params["encoder"]})
+    wider = jax.tree.map(lambda x: np.zeros((*x.shape, 1), np.float32), params)
+    with pytest.raises(InputError, match=r"encoder/.*: found float32"):
+        select_parameters(program, wider)
