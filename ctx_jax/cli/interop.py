@@ -3,9 +3,11 @@
 import json
 import pathlib
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
+
+from ctx_jax.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,13 @@ class Export:
     out: Annotated[Positional[pathlib.Path], arg(metavar="DST")]
     """Folder to write; it appears whole or not at all."""
     format: Annotated[str, arg(metavar="FORMAT")] = "hugging-face"
-    """ctx_jax, hugging-face, flax, google-bert, bilm or npz."""
+    """ctx_jax, hugging-face, flax, google-bert, bilm or npz; or the computation as stablehlo, onnx or saved-model."""
+    layers: Annotated[str, arg(metavar="{all,last,N,N,…}")] = "all"
+    """Of a computation: all layers, the last, or some by number; negative ones count from the last."""
+    weights: Literal["inside", "inputs"] = "inside"
+    """Of StableHLO: inside the program, or its inputs, in an archive beside it."""
+    python: Annotated[str | None, arg(metavar="PYTHON")] = None
+    """For ONNX: the Python of an environment with jax2onnx, which cannot share ours."""
     overwrite: bool = False
     """Replace an existing folder."""
     json: bool = False
@@ -51,7 +59,16 @@ class Export:
 
 def export(command: Export) -> int:
     """Export"""
-    return _convert(command.model, command.out, command.format, command.overwrite, command.json)
+    from ctx_jax.interop.programs.forward import ProgramOptions
+
+    layers: Any = command.layers
+    if layers not in ("all", "last"):
+        try:
+            layers = tuple(int(number) for number in layers.split(","))
+        except ValueError as error:
+            raise InputError(f"--layers: found {layers!r}, expected all, last or numbers like 0,6") from error
+    options = ProgramOptions(layers, command.weights, command.python)
+    return _convert(command.model, command.out, command.format, command.overwrite, command.json, options)
 
 
 @dataclass(frozen=True)
@@ -71,12 +88,15 @@ def verify(command: Verify) -> int:
     return _report(run(command.folder), command.json)
 
 
-def _convert(source: pathlib.Path, out: pathlib.Path, format: str, overwrite: bool, as_json: bool) -> int:
+def _convert(
+    source: pathlib.Path, out: pathlib.Path, format: str, overwrite: bool, as_json: bool, options: Any = None
+) -> int:
     from ctx_jax.encoder import Encoder
+    from ctx_jax.interop.save import WHOLE
     from ctx_jax.nn.parameters import count_parameters
 
     encoder = Encoder.from_pretrained(source)
-    checks = encoder.save_pretrained(out, format, overwrite=overwrite)
+    checks = encoder.save_pretrained(out, format, options or WHOLE, overwrite=overwrite)
     if not as_json:
         heads = getattr(encoder.config, "all_heads", ())
         print(

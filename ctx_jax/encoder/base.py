@@ -17,7 +17,8 @@ from ctx_jax.errors import InputError
 from ctx_jax.interop.certificate import Check
 from ctx_jax.interop.load import load
 from ctx_jax.interop.pretrained import Pooling, Pretrained
-from ctx_jax.interop.save import save
+from ctx_jax.interop.programs.forward import ProgramOptions
+from ctx_jax.interop.save import WHOLE, save
 from ctx_jax.models.elmo import ElmoConfig
 from ctx_jax.nn.parameters import Params
 from ctx_jax.text.tokenizer import Tokenizer
@@ -74,13 +75,19 @@ class Encoder(abc.ABC):
         return encoder
 
     def save_pretrained(
-        self, folder: str | os.PathLike[str], format: str | None = None, *, overwrite: bool = False
+        self,
+        folder: str | os.PathLike[str],
+        format: str | None = None,
+        options: ProgramOptions = WHOLE,
+        *,
+        overwrite: bool = False,
     ) -> list[Check]:
         """Writes the model as a folder of another library's, with a card and a certificate; whole or not at all.
 
         Args:
           folder: where; it must not exist, or be empty, unless `overwrite`.
-          format: a name of `interop.save.FORMATS`; None is `hugging-face`, for an ELMo `bilm`.
+          format: a name of `interop.save.FORMATS` or PROGRAMS; None is `hugging-face`, for an ELMo `bilm`.
+          options: of a program.
           overwrite: replace what is there.
 
         Returns:
@@ -91,7 +98,7 @@ class Encoder(abc.ABC):
         """
         format = format or ("bilm" if isinstance(self.config, ElmoConfig) else "hugging-face")
         pretrained = Pretrained(self.config, self.params, self.tokenizer, self.pooling, self.about)
-        return save(pretrained, folder, format, overwrite=overwrite, card=model_card(pretrained))
+        return save(pretrained, folder, format, options, overwrite=overwrite, card=model_card(pretrained))
 
     def embed(self, texts: Text | Sequence[Text], *, batch_size: int = 32) -> Float[np.ndarray, "B D"]:
         """A vector for each text, pooled as the model's folder says; else the mean of the last layer's.

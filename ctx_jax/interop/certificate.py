@@ -10,7 +10,6 @@ import json
 import pathlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +18,14 @@ import numpy as np
 import ctx_jax
 from ctx_jax.errors import InputError
 from ctx_jax.interop.files.flax_file import read_flax
+from ctx_jax.interop.files.npz_file import read_npz
 from ctx_jax.interop.files.tensorflow_file import read_tensorflow
 from ctx_jax.interop.files.tensors import Tensors
 from ctx_jax.interop.load import load, read_json
 from ctx_jax.interop.pretrained import Pretrained
-from ctx_jax.interop.run_folder import bound_model
+from ctx_jax.interop.programs.forward import Layers, forward_program
+from ctx_jax.interop.programs.stablehlo import read_stablehlo
+from ctx_jax.interop.tables import nested
 from ctx_jax.models.bert import BertConfig
 from ctx_jax.models.elmo import ElmoConfig
 from ctx_jax.text.characters import Characters
@@ -72,44 +74,30 @@ def sample_inputs(config: BertConfig | ElmoConfig, seed: int = 0) -> dict[str, n
     return {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": types.astype(np.int32)}
 
 
-def model_outputs(pretrained: Pretrained, inputs: dict[str, np.ndarray]) -> Outputs:
-    """All layers, and the logits of every head, computed in float32; zero at padding."""
+def model_outputs(pretrained: Pretrained, inputs: dict[str, np.ndarray], layers: Layers = "all") -> Outputs:
+    """What `forward_program` gives, with the logits of every head, computed in float32; zero at padding."""
     config = replace(pretrained.config, dtype="float32")
-    bound = bound_model(config)
-
-    @jax.jit
-    def run(params: Any, inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        model = bound(params)
-        if isinstance(config, ElmoConfig):
-            found, _ = model.encoder(inputs["char_ids"], inputs["lengths"])
-            return {"layers": found.layers}
-        found = model.encoder(inputs["input_ids"], inputs["token_type_ids"], inputs["attention_mask"], all_layers=True)
-        result = {"layers": found.layers}
-        if config.pooler:
-            result["pooled"] = model.pooled(found.last[:, 0])
-        return result | {head: model.logits(head, found.last) for head in config.all_heads}
-
-    found = jax.device_get(run(pretrained.params, jax.tree.map(jnp.asarray, inputs)))
+    program = forward_program(config, layers=layers, heads=getattr(config, "all_heads", ()))
+    found = jax.device_get(jax.jit(program.function)(pretrained.params, jax.tree.map(jnp.asarray, inputs)))
     return {name: _seen(np.asarray(value), inputs) for name, value in found.items()}
 
 
-def write_certificate(folder: pathlib.Path, pretrained: Pretrained, format: str) -> list[Check]:
-    """Writes the certificate of a folder that holds the model, and what its readers got back.
+def write_certificate(folder: pathlib.Path, pretrained: Pretrained, format: str, layers: Layers = "all") -> list[Check]:
+    """Writes the certificate of a folder that holds the model, or some of its layers, and what its readers got back.
 
     Raises:
-      InputError: ours got something else back.
+      InputError: somebody got something else back.
     """
     inputs = sample_inputs(pretrained.config)
-    outputs = model_outputs(pretrained, inputs)
-    np.savez(
-        folder / ARRAYS, **{f"in/{k}": v for k, v in inputs.items()}, **{f"out/{k}": v for k, v in outputs.items()}
-    )
+    outputs = model_outputs(pretrained, inputs, layers)
+    arrays = {f"in/{name}": value for name, value in inputs.items()}
+    np.savez(folder / ARRAYS, **arrays, **{f"out/{name}": value for name, value in outputs.items()})
     checks = list(_checks(folder, format, inputs, outputs))
     failed = [check for check in checks if check.passed is False]
     if failed:
         raise InputError(
-            f"{folder}: {failed[0].reader} gets {failed[0].output} back with an error of {failed[0].error:.1e}, "
-            f"expected at most {TOLERANCE}"
+            f"{format}: {failed[0].reader} gets {failed[0].output} back with an error of {failed[0].error:.1e}, "
+            f"expected at most {TOLERANCE}; nothing was written"
         )
     record = {
         "format": format,
@@ -139,14 +127,18 @@ def verify(folder: pathlib.Path) -> list[Check]:
 
 
 def _checks(folder: pathlib.Path, format: str, inputs: dict[str, np.ndarray], outputs: Outputs) -> Iterator[Check]:
-    again = load(folder)
-    yield _compared(f"ctx_jax {ctx_jax.__version__}", model_outputs(again, inputs), outputs)
-    for distributions, read in _READERS.get(format, ()):
+    if format in _PROGRAMS:
+        readers = _PROGRAMS[format]
+    else:
+        again = load(folder)
+        yield _compared(f"ctx_jax {ctx_jax.__version__}", model_outputs(again, inputs), outputs)
+        readers = _READERS.get(format, ())
+    for distributions, read in readers:
         versions = _versions(distributions)
         if versions is None:
             yield Check(f"{distributions[0]} (not installed)", None)
             continue
-        yield _compared(versions, *read(folder, again, inputs, outputs))
+        yield _compared(versions, *read(folder, inputs, outputs))
 
 
 def _compared(reader: str, found: Outputs, expected: Outputs) -> Check:
@@ -186,28 +178,31 @@ def _versions(distributions: tuple[str, ...]) -> str | None:
         return None
 
 
-def _transformers(
-    folder: pathlib.Path, pretrained: Pretrained, inputs: dict[str, np.ndarray], outputs: Outputs
-) -> tuple[Outputs, Outputs]:
+def _transformers(folder: pathlib.Path, inputs: dict[str, np.ndarray], outputs: Outputs) -> tuple[Outputs, Outputs]:
     """What the class that config.json names computes, on PyTorch."""
     import torch
     import transformers
 
-    kind = getattr(transformers, read_json(folder / "config.json")["architectures"][0])
+    record = read_json(folder / "config.json")
     given = {name: torch.from_numpy(value.astype(np.int64)) for name, value in inputs.items()}
-    if not pretrained.config.type_vocab_size:
+    if record["model_type"] == "distilbert":
         del given["token_type_ids"]
+    kind = getattr(transformers, record["architectures"][0])
     with torch.no_grad():
         out = kind.from_pretrained(folder).eval()(**given, output_hidden_states=True)
-    found = {"layers": torch.stack(out.hidden_states).numpy()}
-    names = {"masked_lm": ("prediction_logits",), "next_sentence": ("sop_logits", "seq_relationship_logits")}
-    for head in pretrained.config.all_heads:
-        if head == "span_classifier":
-            found[head] = torch.stack([out.start_logits, out.end_logits], -1).numpy()
-        else:
-            found[head] = out[next(name for name in (*names.get(head, ()), "logits") if name in out)].numpy()
-    if pretrained.config.pooler and "pooler_output" in out:
-        found["pooled"] = out.pooler_output.numpy()
+    found = {"hidden_states": torch.stack(out.hidden_states).numpy()}
+    names = {
+        "masked_lm": ("prediction_logits",),
+        "next_sentence": ("sop_logits", "seq_relationship_logits"),
+        "pooler_output": ("pooler_output",),
+    }
+    for output in outputs.keys() - {"hidden_states", "last_hidden_state"}:
+        if output == "span_classifier":
+            found[output] = torch.stack([out.start_logits, out.end_logits], -1).numpy()
+        elif name := next((name for name in (*names.get(output, ()), "logits") if name in out), None):
+            found[output] = out[name].numpy()
+    if "pooler_output" not in out:
+        found.pop("pooler_output", None)
     return {name: _seen(value, inputs) for name, value in found.items()}, outputs
 
 
@@ -234,11 +229,42 @@ def _values(tensors: Tensors) -> Outputs:
     return {name: tensor.read() for name, tensor in tensors.items()}
 
 
+def _stablehlo(folder: pathlib.Path, inputs: dict[str, np.ndarray], outputs: Outputs) -> tuple[Outputs, Outputs]:
+    """The program, and where its weights are inputs those of the archive beside it."""
+    program = read_stablehlo(folder / "model.stablehlo")
+    params = None if program.about["weights"] == "inside" else nested(_values(read_npz(folder / "weights.npz")))
+    found = {name: _seen(np.asarray(value), inputs) for name, value in program(inputs, params).items()}
+    return found, outputs
+
+
+def _onnx(folder: pathlib.Path, inputs: dict[str, np.ndarray], outputs: Outputs) -> tuple[Outputs, Outputs]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return {name: _seen(value, inputs) for name, value in zip(names, session.run(None, inputs), strict=True)}, outputs
+
+
+def _saved_model(folder: pathlib.Path, inputs: dict[str, np.ndarray], outputs: Outputs) -> tuple[Outputs, Outputs]:
+    import tensorflow as tf
+
+    run = tf.saved_model.load(str(folder / "saved_model")).signatures["serving_default"]
+    found = run(**{name: tf.constant(value) for name, value in inputs.items()})
+    return {name: _seen(value.numpy(), inputs) for name, value in found.items()}, outputs
+
+
 _Reader = Callable[..., tuple[Outputs, Outputs]]
-_READERS: dict[str, tuple[tuple[tuple[str, ...], _Reader], ...]] = {
+_Readers = dict[str, tuple[tuple[tuple[str, ...], _Reader], ...]]
+_READERS: _Readers = {
     "hugging-face": ((("transformers", "torch"), _transformers),),
     "flax": ((("flax",), _flax),),
     "google-bert": ((("tensorflow",), _tensorflow),),
 }
 """By format: the other frameworks' own readers, with the distributions that they need. They give what they found, and
 what was expected."""
+_PROGRAMS: _Readers = {
+    "stablehlo": ((("jax",), _stablehlo),),
+    "onnx": ((("onnxruntime",), _onnx),),
+    "saved-model": ((("tensorflow",), _saved_model),),
+}
+"""Likewise, of formats that hold the computation and not the model."""

@@ -74,6 +74,15 @@ def write_run(folder: pathlib.Path, pretrained: Pretrained, *, npz: bool = False
       pretrained: what to write.
       npz: the weights as one NumPy archive of our paths, which needs no JAX to read.
     """
+    write_about(folder, pretrained)
+    if npz:
+        write_weights(folder, pretrained.params)
+    else:
+        save_weights(folder / WEIGHTS, pretrained.params, {"model": asdict(pretrained.config)})
+
+
+def write_about(folder: pathlib.Path, pretrained: Pretrained) -> None:
+    """config.json and the tokenizer."""
     record = {
         "format": 1,
         "ctx_jax": ctx_jax.__version__,
@@ -82,15 +91,15 @@ def write_run(folder: pathlib.Path, pretrained: Pretrained, *, npz: bool = False
     }
     if pretrained.pooling is not None:
         record["pooling"] = asdict(pretrained.pooling)
-    record |= pretrained.about
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(record, indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(record | dict(pretrained.about), indent=2) + "\n")
     if pretrained.tokenizer is not None:
         pretrained.tokenizer.save(folder / TOKENIZER)
-    if npz:
-        write_npz(folder / NPZ, {path: np.asarray(leaf) for path, leaf in flat_paths(pretrained.params).items()})
-    else:
-        save_weights(folder / WEIGHTS, pretrained.params, {"model": record["model"]})
+
+
+def write_weights(folder: pathlib.Path, params: Params) -> None:
+    """The weights as one NumPy archive of our paths."""
+    write_npz(folder / NPZ, {path: np.asarray(leaf) for path, leaf in flat_paths(params).items()})
 
 
 def _read_weights(folder: pathlib.Path, shapes: Params) -> Params:

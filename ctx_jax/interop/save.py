@@ -1,4 +1,4 @@
-"""A model as a folder of another library's, or of ours."""
+"""A model as a folder of another library's, or of ours, or as a program that computes it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import os
 import pathlib
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from ctx_jax.errors import InputError, did_you_mean
@@ -21,16 +23,24 @@ from ctx_jax.interop.files.tensorflow_file import write_tensorflow
 from ctx_jax.interop.google_bert import write_google_model
 from ctx_jax.interop.names import FAMILIES, FLAX, PYTORCH, Dialect, bert_table
 from ctx_jax.interop.pretrained import Pretrained
-from ctx_jax.interop.run_folder import write_run
+from ctx_jax.interop.programs.forward import ProgramOptions
+from ctx_jax.interop.programs.onnx import write_onnx
+from ctx_jax.interop.programs.saved_model import write_saved_model
+from ctx_jax.interop.programs.stablehlo import write_stablehlo
+from ctx_jax.interop.run_folder import write_about, write_run, write_weights
 from ctx_jax.interop.tables import write_params
 from ctx_jax.models.bert import BertConfig
 from ctx_jax.models.elmo import ElmoConfig
+
+WHOLE = ProgramOptions()
+"""All layers, weights inside."""
 
 
 def save(
     pretrained: Pretrained,
     folder: str | os.PathLike[str],
     format: str,
+    options: ProgramOptions = WHOLE,
     *,
     overwrite: bool = False,
     certificate: bool = True,
@@ -41,7 +51,8 @@ def save(
     Args:
       pretrained: what to write.
       folder: where; it must not exist, or be empty, unless `overwrite`.
-      format: one of FORMATS.
+      format: one of FORMATS or PROGRAMS.
+      options: of a program.
       overwrite: replace what is there.
       card: text of README.md.
       certificate: read the folder again, with all readers that there are, and write down what they got.
@@ -52,14 +63,19 @@ def save(
     Raises:
       InputError: the format is unknown or cannot hold the model, or the folder cannot be written.
     """
-    if format not in FORMATS:
-        near = did_you_mean(format, FORMATS)
-        raise InputError(f"format: found {format!r}, expected one of {', '.join(FORMATS)}{near}")
+    known = (*FORMATS, *PROGRAMS)
+    if format not in known:
+        raise InputError(f"format: found {format!r}, expected one of {', '.join(known)}{did_you_mean(format, known)}")
+    if format in FORMATS and options != WHOLE:
+        raise InputError(f"options: found {options}, expected none: {format} holds the whole model")
     with appearing(folder, overwrite=overwrite) as place:
-        FORMATS[format](place, pretrained)
+        if format in FORMATS:
+            FORMATS[format](place, pretrained)
+        else:
+            _write_program(place, pretrained, format, options)
         if card is not None:
             (place / "README.md").write_text(card, encoding="utf-8")
-        return write_certificate(place, pretrained, format) if certificate else []
+        return write_certificate(place, pretrained, format, options.layers) if certificate else []
 
 
 @contextlib.contextmanager
@@ -94,6 +110,26 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes JSON for people and programs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_program(folder: pathlib.Path, pretrained: Pretrained, format: str, options: ProgramOptions) -> None:
+    """In float32, with every head; config.json and the tokenizer say what the program takes in."""
+    config, params = replace(pretrained.config, dtype="float32"), pretrained.params
+    heads = () if isinstance(config, ElmoConfig) else config.all_heads
+    path = folder / PROGRAMS[format]
+    inside = options.weights == "inside"
+    if not inside and format != "stablehlo":
+        raise InputError(f"options.weights: found 'inputs', expected 'inside': {format} has them there")
+    write_about(folder, pretrained)
+    if format == "stablehlo":
+        write_stablehlo(path, config, params, layers=options.layers, heads=heads, weights_inside=inside)
+        if not inside:
+            write_weights(folder, params)
+    elif format == "onnx":
+        python = options.python or sys.executable
+        write_onnx(path, config, params, layers=options.layers, heads=heads, python_executable=python)
+    else:
+        write_saved_model(path, config, params, layers=options.layers, heads=heads)
 
 
 def _hugging_face(folder: pathlib.Path, pretrained: Pretrained) -> None:
@@ -155,3 +191,6 @@ FORMATS: dict[str, Callable[[pathlib.Path, Pretrained], None]] = {
     "npz": lambda folder, pretrained: write_run(folder, pretrained, npz=True),
 }
 """Writers of folders that `load` reads again."""
+
+PROGRAMS = {"stablehlo": "model.stablehlo", "onnx": "model.onnx", "saved-model": "saved_model"}
+"""Formats that hold the computation, and what they are called in their folder."""

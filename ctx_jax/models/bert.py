@@ -327,7 +327,7 @@ class BertWithHeads(nnx.Module):
         """
         rows = last.reshape(-1, last.shape[-1])
         if head == "masked_lm":
-            return self.masked_lm_logits(rows).reshape(*last.shape[:-1], -1)
+            return self.masked_lm_logits(rows).reshape(*last.shape[:-1], self.encoder.config.vocab_size)
         if head == "next_sentence":
             return self.next_sentence_logits(last[:, 0])
         if head == "sequence_classifier":

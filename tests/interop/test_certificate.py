@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import jax
 import numpy as np
@@ -14,6 +15,8 @@ from ctx_jax.encoder import BertEncoder, ElmoEncoder
 from ctx_jax.interop.certificate import TOLERANCE, model_outputs, sample_inputs, verify
 from ctx_jax.interop.files.safetensors_file import read_safetensors, write_safetensors
 from ctx_jax.interop.pretrained import Pretrained
+from ctx_jax.interop.programs.forward import ProgramOptions
+from ctx_jax.interop.programs.stablehlo import read_stablehlo
 from ctx_jax.interop.run_folder import bound_model
 from ctx_jax.models.bert import BertConfig
 from ctx_jax.models.elmo import ElmoConfig
@@ -49,6 +52,58 @@ def test_an_elmos_export_has_one(tmp_path):
     assert "an ELMo of 2 LSTMs a direction" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("config", [SMALL, ELMO, dataclasses.replace(SMALL, dtype="bfloat16", pooler=False)])
+@pytest.mark.parametrize("weights", ["inside", "inputs"])
+def test_a_program_has_one(config, weights, tmp_path):
+    """Read back by JAX from the file alone, in float32 whatever the model was trained in."""
+    model = encoder(config)
+    checks = model.save_pretrained(tmp_path / "out", "stablehlo", ProgramOptions([0, -1], weights))
+    assert [check.passed for check in checks] == [True]
+    assert verify(tmp_path / "out") == checks
+    assert (tmp_path / "out" / "weights.npz").exists() == (weights == "inputs")
+    program = read_stablehlo(tmp_path / "out" / "model.stablehlo")
+    assert program.about["outputs"]["hidden_states"][0] == 2
+    heads = {"masked_lm", "next_sentence"} & set(getattr(config, "all_heads", ()))
+    assert heads <= program.about["outputs"].keys()
+    record = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert record["model"]["num_layers"] == config.num_layers
+
+
+def test_a_program_of_other_weights_is_seen(tmp_path):
+    for seed in (0, 1):
+        encoder(SMALL, seed).save_pretrained(tmp_path / str(seed), "stablehlo")
+    (tmp_path / "1" / "model.stablehlo").replace(tmp_path / "0" / "model.stablehlo")
+    assert verify(tmp_path / "0")[0].passed is False
+
+
+@pytest.mark.parametrize("config", [SMALL, ELMO])
+def test_onnx_has_one(config, tmp_path):
+    python = os.environ.get("CTX_JAX_ONNX_PYTHON")
+    if not python:
+        pytest.skip("CTX_JAX_ONNX_PYTHON is not set: the Python of an environment with jax2onnx")
+    checks = encoder(config).save_pretrained(tmp_path / "out", "onnx", ProgramOptions(python=python))
+    assert "onnxruntime" in checks[0].reader
+    assert checks[0].passed in (True, None)
+
+
+@pytest.mark.parametrize("config", [SMALL, ELMO])
+def test_a_saved_model_has_one(config, tmp_path):
+    pytest.importorskip("tensorflow")
+    checks = encoder(config).save_pretrained(tmp_path / "out", "saved-model")
+    assert [check.passed for check in checks] == [True]
+
+
+def test_options_are_for_programs(tmp_path):
+    for format, options, message in (
+        ("flax", ProgramOptions("last"), "expected none: flax holds the whole model"),
+        ("onnx", ProgramOptions(weights="inputs"), "expected 'inside': onnx has them there"),
+        ("stablehlo", ProgramOptions([7]), "layers: found 7"),
+    ):
+        with pytest.raises(InputError, match=message):
+            encoder(SMALL).save_pretrained(tmp_path / "out", format, options)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_it_holds_is_what_the_twin_computes(tmp_path):
     model = encoder(dataclasses.replace(SMALL, dtype="bfloat16"), 1)
     model.save_pretrained(tmp_path / "out")
@@ -68,7 +123,7 @@ def test_what_it_holds_is_what_the_twin_computes(tmp_path):
             num_heads=2,
             activation="gelu_tanh",
         )
-        np.testing.assert_allclose(found["out/layers"][:, row, :length], layers, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(found["out/hidden_states"][:, row, :length], layers, rtol=0, atol=1e-5)
         logits = oracle.masked_lm_logits(w, layers[-1], activation="gelu_tanh")
         np.testing.assert_allclose(found["out/masked_lm"][row, :length], logits, rtol=0, atol=2e-5)
         nsp = oracle.next_sentence_logits(w, layers[-1][0])
@@ -126,6 +181,8 @@ def test_the_commands(tmp_path, capsys):
     assert run("export", tmp_path / "ours", tmp_path / "flax", "--format", "flax", "--json") == 0
     assert json.loads(capsys.readouterr().out)["passed"] is True
     assert run("verify", tmp_path / "flax", "--json") == 0
+    assert run("export", tmp_path / "ours", tmp_path / "hlo", "--format", "stablehlo", "--layers=-1,0") == 0
+    assert "jax 0." in capsys.readouterr().out
     ids = np.random.default_rng(0).integers(0, 61, (2, 9))
     expected = Encoder.from_pretrained(tmp_path / "theirs").encode_ids(ids).layers
     for folder in ("ours", "flax"):
@@ -135,6 +192,7 @@ def test_the_commands(tmp_path, capsys):
         (["import", tmp_path / "theirs", tmp_path / "ours"], "exists already"),
         (["export", tmp_path / "ours", tmp_path / "x", "--format", "bilm"], "holds an ELMo"),
         (["export", tmp_path / "ours", tmp_path / "x", "--format", "onx"], "format: found 'onx'"),
+        (["export", tmp_path / "ours", tmp_path / "x", "--format", "stablehlo", "--layers", "one"], "--layers: found"),
         (["verify", tmp_path], "certificate.json: cannot be read"),
     ):
         capsys.readouterr()

@@ -365,5 +365,22 @@ def test_options_that_cannot_be_followed(place, value, message):
         bilm.read_options(record, "options.json")
 
 
+def test_a_wrong_group_in_hdf5(tmp_path):
+    from ctx_jax.interop.files.hdf5_file import read_hdf5, write_hdf5
+
+    save(pretrained(ELMO), tmp_path / "out", "bilm")
+    file = tmp_path / "out" / "weights.hdf5"
+    tensors = {name: np.array(tensor.read()) for name, tensor in read_hdf5(file).items()}
+    write_hdf5(file, {name.replace("CNN_proj", "CNN_projection"): value for name, value in tensors.items()})
+    with pytest.raises(InputError, match=r"weights\.hdf5: found no tensor CNN_proj/W_proj, expected one of \[24, 6\]"):
+        load(tmp_path / "out")
+    write_hdf5(file, tensors | {"RNN_0/RNN/MultiRNNCell/Cell0/LSTMCell/W_0": np.ones((13, 80), np.float32)})
+    with pytest.raises(InputError, match=r"Cell0/LSTMCell/W_0: found \[13, 80\], expected \[12, 80\]"):
+        load(tmp_path / "out")
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(InputError, match=r"weights\.hdf5: cannot be read"):
+        load(tmp_path / "out")
+
+
 def test_every_format_is_tried_here():
     assert FORMATS.keys() == {"ctx_jax", "hugging-face", "flax", "google-bert", "bilm", "npz"}

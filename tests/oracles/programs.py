@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 
-from ctx_jax.models.bert import BertConfig, BertForPreTraining
+from ctx_jax.models.bert import BertConfig, BertWithHeads
 from ctx_jax.models.elmo import ElmoConfig, ElmoForPreTraining
 from ctx_jax.nn.parameters import Bound
 
@@ -20,7 +20,7 @@ SHAPES = [(1, 1), (3, 7), (5, 33)]
 @functools.cache
 def params_of(config):
     """Parameters of which none is zero or one throughout, so that a forgotten bias shows."""
-    model = BertForPreTraining if isinstance(config, BertConfig) else ElmoForPreTraining
+    model = BertWithHeads if isinstance(config, BertConfig) else ElmoForPreTraining
     params = Bound(lambda rngs: model(config, rngs=rngs)).init(jax.random.key(0))
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda x: x + rng.normal(scale=0.05, size=x.shape).astype(x.dtype), params)

@@ -14,13 +14,28 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ctx_jax.errors import InputError, did_you_mean
-from ctx_jax.models.bert import BertConfig, BertForPreTraining
+from ctx_jax.models.bert import BertConfig, BertWithHeads
 from ctx_jax.models.elmo import ElmoConfig, ElmoForPreTraining
 from ctx_jax.nn.parameters import Bound, Params, flat_paths
 
 Layers = Literal["all", "last"] | Sequence[int]
 Axes = tuple[int | str, ...]
 Named = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramOptions:
+    """What a program that is exported holds.
+
+    Attributes:
+      layers: which layers make `hidden_states`, as for `forward_program`.
+      weights: inside the program, or as inputs of it with an archive of them beside; StableHLO only.
+      python: of an environment with jax2onnx; ONNX only. None is this one.
+    """
+
+    layers: Layers = "all"
+    weights: Literal["inside", "inputs"] = "inside"
+    python: str | None = None
 
 
 class Program(NamedTuple):
@@ -41,29 +56,31 @@ class Program(NamedTuple):
     max_length: int | None
 
 
-def forward_program(config: BertConfig | ElmoConfig, *, layers: Layers = "all", masked_lm: bool = False) -> Program:
+def forward_program(config: BertConfig | ElmoConfig, *, layers: Layers = "all", heads: Sequence[str] = ()) -> Program:
     """The forward pass of a model, without dropout.
 
     BERT takes `input_ids`, `attention_mask` (1, at padding 0) and `token_type_ids`, [B, T] each; ELMo `char_ids`
     [B, T, C], `<S>` and `</S>` included, and `lengths` [B]. Both return `last_hidden_state` [B, T, D] and, unless
-    `layers` is "last", `hidden_states` [K, B, T, D]; BERT also `pooler_output` [B, D] when it has a pooler, and
-    `logits` [B, T, V]. ELMo's D is 2 P. BERT's vectors at padding are not zero, as in the original.
+    `layers` is "last", `hidden_states` [K, B, T, D]; BERT also `pooler_output` [B, D] when it has a pooler, and the
+    logits of heads under their names. ELMo's D is 2 P. BERT's vectors at padding are not zero, as in the original.
 
     Args:
       config: of the model.
       layers: which layers make `hidden_states`, from 0, what enters the first; negative ones count from the last.
-      masked_lm: also return the masked-LM logits of every position; BERT only.
+      heads: whose logits to return too, in shapes as `BertWithHeads.logits` has them.
 
     Raises:
-      InputError: there is no such layer, or ELMo was asked for masked-LM logits.
+      InputError: there is no such layer, or the model has no such head.
     """
+    has = () if isinstance(config, ElmoConfig) else config.all_heads
+    for head in heads:
+        if head not in has:
+            raise InputError(f"heads: found {head!r}, expected some of the model's: {', '.join(has) or 'none'}")
     chosen = _chosen(layers, config.num_layers + 1)
     if isinstance(config, ElmoConfig):
-        if masked_lm:
-            raise InputError("masked_lm: found True, expected False: ElmoConfig is no masked language model")
         # Steps of a symbolic number cannot be written out.
         return _elmo(dataclasses.replace(config, unroll=False), chosen)
-    return _bert(dataclasses.replace(config, remat="none"), chosen, masked_lm)
+    return _bert(dataclasses.replace(config, remat="none"), chosen, tuple(heads))
 
 
 def select_parameters(program: Program, params: Params) -> Params:
@@ -103,8 +120,8 @@ def require_new(path: str | os.PathLike[str]) -> pathlib.Path:
     return path
 
 
-def _bert(config: BertConfig, chosen: list[int] | None, masked_lm: bool) -> Program:
-    bound = Bound(lambda rngs: BertForPreTraining(config, rngs=rngs))
+def _bert(config: BertConfig, chosen: list[int] | None, heads: tuple[str, ...]) -> Program:
+    bound = Bound(lambda rngs: BertWithHeads(config, rngs=rngs))
 
     def function(params: Params, inputs: Named) -> Named:
         model, ids = bound(params), inputs["input_ids"]
@@ -116,19 +133,23 @@ def _bert(config: BertConfig, chosen: list[int] | None, masked_lm: bool) -> Prog
         found = _layers(read.last, read.layers, chosen)
         if config.pooler:
             found["pooler_output"] = model.encoder.pooler(read.last[:, 0]).astype(jnp.float32)
-        if masked_lm:
-            logits = model.masked_lm_logits(read.last.reshape(-1, config.hidden_size))
-            found["logits"] = logits.reshape(*ids.shape, config.vocab_size)
-        return found
+        return found | {head: model.logits(head, read.last) for head in heads}
 
     outputs = _outputs(chosen, config.hidden_size)
     if config.pooler:
         outputs["pooler_output"] = ("B", config.hidden_size)
-    if masked_lm:
-        outputs["logits"] = ("B", "T", config.vocab_size)
+    labels = len(config.labels)
+    axes = {
+        "masked_lm": ("B", "T", config.vocab_size),
+        "next_sentence": ("B", 2),
+        "replaced_token": ("B", "T"),
+        "token_classifier": ("B", "T", labels),
+        "sequence_classifier": ("B", labels),
+        "span_classifier": ("B", "T", 2),
+    }
+    outputs |= {head: axes[head] for head in heads}
     inputs = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), ("B", "T"))
-    parts = ("encoder", "masked_lm") if masked_lm else ("encoder",)
-    return Program(function, inputs, outputs, _parts(bound, parts), config.max_position_embeddings)
+    return Program(function, inputs, outputs, _parts(bound, ("encoder", *heads)), config.max_length)
 
 
 def _elmo(config: ElmoConfig, chosen: list[int] | None) -> Program:

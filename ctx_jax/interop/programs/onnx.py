@@ -18,6 +18,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -38,7 +39,7 @@ def write_onnx(
     params: Params,
     *,
     layers: Layers = "all",
-    masked_lm: bool = False,
+    heads: Sequence[str] = (),
     python_executable: str | os.PathLike[str] = sys.executable,
 ) -> None:
     """Writes the forward pass as ONNX, weights inside, with dynamic batch B and length T.
@@ -50,8 +51,8 @@ def write_onnx(
       path: new file.
       config: of the model.
       params: of the whole model.
-      layers: as for `forward_program`, like masked_lm.
-      masked_lm: see above.
+      layers: as for `forward_program`.
+      heads: likewise.
       python_executable: of an environment with jax2onnx.
 
     Raises:
@@ -59,13 +60,13 @@ def write_onnx(
     """
     path = require_new(path)
     beside = require_new(path.with_name(f"{path.name}.data"))
-    program = forward_program(config, layers=layers, masked_lm=masked_lm)
+    program = forward_program(config, layers=layers, heads=heads)
     weights = flat_paths(jax.device_get(select_parameters(program, params)))
     request = {
         "model": type(config).__name__,
         "config": dataclasses.asdict(config),
         "layers": layers if isinstance(layers, str) else list(layers),
-        "masked_lm": masked_lm,
+        "heads": list(heads),
         "opset": OPSET,
         "name": path.name,
     }

@@ -28,7 +28,7 @@ def convert(folder: pathlib.Path) -> None:
     """Reads `request.json` and `weights.npz`, and writes `out/<name>`."""
     request = json.loads((folder / "request.json").read_text())
     config = _CONFIGS[request["model"]](**request["config"])
-    program = forward_program(config, layers=request["layers"], masked_lm=request["masked_lm"])
+    program = forward_program(config, layers=request["layers"], heads=request["heads"])
     params: dict = {}
     with np.load(folder / "weights.npz") as weights:
         for path in weights.files:

@@ -92,7 +92,7 @@ def write_stablehlo(
     params: Params,
     *,
     layers: Layers = "all",
-    masked_lm: bool = False,
+    heads: Sequence[str] = (),
     weights_inside: bool = True,
     platforms: Sequence[str] = PLATFORMS,
 ) -> None:
@@ -102,8 +102,8 @@ def write_stablehlo(
       path: new file.
       config: of the model.
       params: of the whole model.
-      layers: as for `forward_program`, like masked_lm.
-      masked_lm: see above.
+      layers: as for `forward_program`.
+      heads: likewise.
       weights_inside: False writes the program alone, which then takes the weights as its first argument.
       platforms: to lower for; the one file serves all of them.
 
@@ -115,7 +115,7 @@ def write_stablehlo(
     for platform in platforms:
         if platform not in PLATFORMS:
             raise InputError(f"platforms: found {platform!r}, expected some of {', '.join(PLATFORMS)}")
-    program = forward_program(config, layers=layers, masked_lm=masked_lm)
+    program = forward_program(config, layers=layers, heads=heads)
     params = select_parameters(program, params)
     inputs = symbolic_inputs(program)
     if weights_inside:

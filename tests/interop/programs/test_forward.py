@@ -7,19 +7,19 @@ from oracles.programs import BERT, ELMO, inputs_of, params_of
 
 from ctx_jax.errors import InputError
 from ctx_jax.interop.programs.forward import forward_program, select_parameters
-from ctx_jax.models.bert import BertForPreTraining
+from ctx_jax.models.bert import BertWithHeads
 from ctx_jax.models.elmo import ElmoForPreTraining
 from ctx_jax.nn.parameters import Bound
 
 
 def test_bert_is_the_model():
-    inputs, model = inputs_of(BERT, 3, 7), Bound(lambda rngs: BertForPreTraining(BERT, rngs=rngs))(params_of(BERT))
-    found = forward_program(BERT, masked_lm=True).function(params_of(BERT), inputs)
+    inputs, model = inputs_of(BERT, 3, 7), Bound(lambda rngs: BertWithHeads(BERT, rngs=rngs))(params_of(BERT))
+    found = forward_program(BERT, heads=["masked_lm"]).function(params_of(BERT), inputs)
     read = model.encoder(inputs["input_ids"], inputs["token_type_ids"], inputs["attention_mask"], all_layers=True)
     np.testing.assert_allclose(found["last_hidden_state"], read.last, atol=1e-6)
     np.testing.assert_allclose(found["hidden_states"], read.layers, atol=1e-6)
     np.testing.assert_allclose(found["pooler_output"], model.encoder.pooler(read.last[:, 0]), atol=1e-6)
-    np.testing.assert_allclose(found["logits"][1], model.masked_lm_logits(read.last[1]), atol=1e-6)
+    np.testing.assert_allclose(found["masked_lm"][1], model.masked_lm_logits(read.last[1]), atol=1e-6)
 
 
 def test_elmo_is_the_model():
@@ -33,7 +33,7 @@ def test_elmo_is_the_model():
 @pytest.mark.parametrize(
     ("config", "options"),
     [
-        (BERT, {"masked_lm": True}),
+        (BERT, {"heads": ["masked_lm", "next_sentence"]}),
         (BERT, {"layers": "last"}),
         (BERT, {"layers": [0, -1]}),
         (dataclasses.replace(BERT, pooler=False, dtype="bfloat16", remat="all"), {}),
@@ -59,12 +59,12 @@ def test_no_such_layers(layers):
 
 def test_elmo_predicts_no_masked_words():
     with pytest.raises(InputError, match="masked_lm"):
-        forward_program(ELMO, masked_lm=True)
+        forward_program(ELMO, heads=["masked_lm"])
 
 
 def test_parameters_that_do_not_fit():
     params = params_of(BERT)
-    program = forward_program(BERT, masked_lm=True)
+    program = forward_program(BERT, heads=["masked_lm"])
     with pytest.raises(InputError, match="masked_lm/bias: not found"):
         select_parameters(program, {"encoder": params["encoder"]})
     wider = jax.tree.map(lambda x: np.zeros((*x.shape, 1), np.float32), params)

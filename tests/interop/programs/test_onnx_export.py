@@ -48,7 +48,7 @@ def run(python, path, tmp_path, cases):
 @pytest.mark.parametrize(
     ("config", "options"),
     [
-        (BERT, {"masked_lm": True}),
+        (BERT, {"heads": ["masked_lm", "next_sentence"]}),
         (BERT, {"layers": [-1, 0]}),
         (dataclasses.replace(BERT, pooler=False, activation="gelu_tanh", gated=True), {"layers": "last"}),
         (ELMO, {}),
