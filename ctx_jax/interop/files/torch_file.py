@@ -20,8 +20,8 @@ from ctx_jax.interop.files.torch_pickle import Machine, Tensor, is_natural, kind
 from ctx_jax.interop.files.zip_file import STORED, members
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-# A tensor of a pickle takes some 100 bytes; in a bad one many names have the same.
-_ENTRY_BYTES, _FREE_ENTRIES = 16, 2**10
+# A tensor of a pickle takes some 50 bytes and more; in a bad one many names have the same.
+_ENTRY_BYTES, _FREE_ENTRIES = 8, 2**10
 
 _Spans = dict[str, tuple[int, int]]
 """Where the bytes of a storage begin in the file, and how many there are."""
@@ -32,7 +32,7 @@ def read_torch(path: str | os.PathLike[str]) -> Tensors:
 
     Numbers, strings and None beside the tensors are left out. The values are mapped, and `read` gives read-only views,
     also where tensors share a storage or have strides; they are valid as long as nobody shortens the file. Beside them
-    reading takes less than half a megabyte and 48 times the bytes of the pickle and of the zip's directory.
+    reading takes less than a megabyte and 64 times the bytes of the pickle and of the zip's directory.
 
     Raises:
       InputError: there is no such file; it is neither of the two formats, compressed or big-endian; the pickle asks for

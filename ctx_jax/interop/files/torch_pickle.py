@@ -22,9 +22,9 @@ from ctx_jax.errors import InputError
 from ctx_jax.interop.files.tensors import short
 
 _MAX_OPCODES = 5_000_000  # a tensor takes some 25
-# What the objects of a pickle may take: so many times the bytes that it has been read to, beside a first part that is
-# free. Those of a dict of tensors take 8 to 16 times.
-_MEMORY_PER_BYTE, _FREE_MEMORY = 24, 2**19
+# What the objects of a pickle may take: so many times the bytes that have been read, beside a first part that is free.
+# By this count, which leaves out that most of them go again, those of a dict of small tensors take 13 to 33 times.
+_MEMORY_PER_BYTE, _FREE_MEMORY = 48, 2**19
 _STORAGES = {
     "Double": np.dtype("<f8"),
     "Float": np.dtype("<f4"),
@@ -109,7 +109,7 @@ class Machine:
       at: the byte behind the last opcode that has run.
       storages: those that the pickles have named, by key, as a whole.
 
-    The objects of all pickles together take at most half a megabyte and 24 times the bytes that have been read.
+    The objects of all pickles together take at most half a megabyte and 48 times the bytes that have been read.
     """
 
     def __init__(self, data: mmap.mmap, at: int, end: int, path: pathlib.Path):
