@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.export
+import jax.export  # not an attribute of jax before it is imported
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -104,6 +104,17 @@ def symbolic_inputs(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     scope = jax.export.SymbolicScope(bounds)
     shape = lambda axes: jax.export.symbolic_shape(",".join(map(str, axes)), scope=scope)
     return {name: jax.ShapeDtypeStruct(shape(axes), jnp.int32) for name, axes in program.inputs.items()}
+
+
+def export_function(function: Callable[..., Any], platforms: Sequence[str], *arguments: Any) -> jax.export.Exported:
+    """`jax.export` of a function; the program names its sources' files without this machine's folders."""
+    option = "jax_hlo_source_file_canonicalization_regex"
+    before = getattr(jax.config, option)
+    jax.config.update(option, "^.*/")  # what is removed
+    try:
+        return jax.export.export(jax.jit(function), platforms=tuple(platforms))(*arguments)
+    finally:
+        jax.config.update(option, before)
 
 
 def require_new(path: str | os.PathLike[str]) -> pathlib.Path:

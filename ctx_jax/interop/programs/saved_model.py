@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.export  # not an attribute of jax before it is imported
 
 from ctx_jax.errors import InputError
 from ctx_jax.interop.programs.forward import (
     Layers,
+    export_function,
     forward_program,
     require_new,
     select_parameters,
@@ -61,12 +61,11 @@ def write_saved_model(
     weights = jax.device_get(select_parameters(program, params))
     try:
         import tensorflow as tf
+        from tensorflow.compiler.tf2xla.python import xla  # the one way to the op: tf.raw_ops has it not
     except ImportError as error:
         raise InputError(f"SavedModel: found {error}, expected TensorFlow: pip install ctx-jax[tensorflow]") from error
 
-    exported = jax.export.export(jax.jit(program.function), platforms=PLATFORMS)(
-        program.parameters, symbolic_inputs(program)
-    )
+    exported = export_function(program.function, PLATFORMS, program.parameters, symbolic_inputs(program))
     dynamic = lambda axes: [axis if isinstance(axis, int) else None for axis in axes]
     attributes = {
         "version": exported.calling_convention_version,
@@ -75,17 +74,18 @@ def write_saved_model(
         "Tout": [tf.as_dtype(out.dtype) for out in exported.out_avals],
         "Sout": [dynamic(out.shape) for out in exported.out_avals],
     }
-    variables = jax.tree.map(lambda leaf: tf.Variable(leaf, trainable=False), weights)
+    leaves, structure = jax.tree.flatten(weights)
+    variables = [tf.Variable(leaf, trainable=False) for leaf in leaves]
 
     def forward(*inputs: Any) -> dict[str, Any]:
-        arguments = jax.tree.leaves((variables, dict(zip(program.inputs, inputs, strict=True))))
+        arguments = variables + jax.tree.leaves(dict(zip(program.inputs, inputs, strict=True)))
         kept = [arguments[place] for place in exported.module_kept_var_idx]
-        outputs = tf.raw_ops.XlaCallModule(args=kept, **attributes)
+        outputs = xla.call_module(kept, **attributes)
         return jax.tree.unflatten(exported.out_tree, outputs)
 
     specs = [tf.TensorSpec(dynamic(axes), tf.int32, name) for name, axes in program.inputs.items()]
     module = tf.Module()
-    module.weights = variables
+    module.weights = jax.tree.unflatten(structure, variables)  # a tree of its own: TensorFlow changes it
     module.forward = tf.function(forward, input_signature=specs, autograph=False)
     # Beside the target, so that what is finished only has to be renamed.
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as name:

@@ -24,6 +24,7 @@ from jaxtyping import Array, Int
 from ctx_jax.errors import InputError
 from ctx_jax.interop.programs.forward import (
     Layers,
+    export_function,
     forward_program,
     require_new,
     select_parameters,
@@ -125,7 +126,7 @@ def write_stablehlo(
         function, arguments = lambda inputs: program.function(weights, inputs), (inputs,)
     else:
         function, arguments = program.function, (program.parameters, inputs)
-    exported = jax.export.export(jax.jit(function), platforms=tuple(platforms))(*arguments)
+    exported = export_function(function, platforms, *arguments)
     about = {
         "model": type(config).__name__,
         "inputs": {name: list(axes) for name, axes in program.inputs.items()},

@@ -84,6 +84,16 @@ def test_jax_alone_reads_the_file(bert_file):
     assert_equal(exported.call(inputs), expected(BERT, inputs, heads=["masked_lm"]))
 
 
+def test_the_file_names_no_folder_of_this_machine(bert_file, tmp_path):
+    jax.jit(forward_program(BERT).function).lower(params_of(BERT), inputs_of(BERT, 2, 5))  # remembers its places
+    write_stablehlo(tmp_path / "file", BERT, params_of(BERT))
+    for path in (bert_file, tmp_path / "file"):
+        content = path.read_bytes()
+        assert b"attention.py" in content
+        assert b"/ctx_jax" not in content
+        assert b"site-packages" not in content
+
+
 def test_chosen_layers(tmp_path):
     write_stablehlo(tmp_path / "some", BERT, params_of(BERT), layers=[-1, 0])
     write_stablehlo(tmp_path / "last", BERT, params_of(BERT), layers="last")
