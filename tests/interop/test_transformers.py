@@ -1,6 +1,7 @@
 """Beside transformers' own classes on PyTorch: theirs come in, ours go out, all layers and heads the same."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from ctx_jax.encoder import BertEncoder, Encoder
 from ctx_jax.interop.certificate import verify
 from ctx_jax.interop.load import load
+from ctx_jax.interop.programs.forward import ProgramOptions
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -182,6 +184,10 @@ def test_a_model_trained_here_is_theirs_too(tmp_path, topics_corpus):
     theirs = tokenizer(text)["input_ids"]
     ours = [encoder.tokenizer.token_id(token) for token in encoder.encode(text).tokens[0]]
     assert ours == theirs
+    if python := os.environ.get("CTX_JAX_ONNX_PYTHON"):
+        checks = encoder.save_pretrained(tmp_path / "onnx", "onnx", ProgramOptions(python=python))
+        assert "onnxruntime" in checks[0].reader
+        assert checks[0].passed
     card = (tmp_path / "out" / "README.md").read_text()
     assert "3 steps of 8 rows of 64" in card
     assert str(topics_corpus.parent) not in card
