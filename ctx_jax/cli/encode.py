@@ -1,6 +1,7 @@
 """`ctx-jax encode` and `fill-mask`: a trained model in use."""
 
 import pathlib
+import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -28,8 +29,8 @@ class Encode:
     """What to do with a text that is longer than the model takes."""
     stride: int = 0
     """With `split`: tokens by which the parts overlap."""
-    batch_size: int = 32
-    """Texts at once."""
+    batch_tokens: int = 8192
+    """Tokens on the device at once, padding counted."""
 
 
 def encode(command: Encode) -> int:
@@ -50,8 +51,9 @@ def encode(command: Encode) -> int:
         raise InputError(f"--out {command.out}: there is no folder {command.out.parent}")
     encoded = Encoder.from_pretrained(command.model).encode(
         texts,
-        all_layers=command.layers == "all",
-        batch_size=command.batch_size,
+        layers=command.layers,
+        batch_tokens=command.batch_tokens,
+        show_progress=sys.stderr.isatty(),
         on_too_long=command.on_too_long,
         stride=command.stride,
     )
