@@ -22,11 +22,10 @@ import numpy as np
 from ctx_jax.errors import InputError
 from ctx_jax.interop.files.mapping import mapped
 from ctx_jax.interop.files.replacing import replacing
-from ctx_jax.interop.files.tensors import MAX_AXES, StoredTensor, Tensors, check_shape, short
+from ctx_jax.interop.files.tensors import MAX_AXES, NUMPY_DTYPES, StoredTensor, Tensors, check_shape, short
 
-_CODES = ["?", "i1", "<i2", "<i4", "<i8", "u1", "<u2", "<u4", "<u8", "<f2", "<f4", "<f8", "<c8", "<c16"]
 _SMALL_FLOATS = [ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2]
-_DTYPES = {np.dtype(code).name: np.dtype(code) for code in (*_CODES, *_SMALL_FLOATS)}
+_DTYPES = NUMPY_DTYPES | {np.dtype(code).name: np.dtype(code) for code in _SMALL_FLOATS}
 _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3
 _CHUNKED = "__msgpack_chunked_array__"
 _CHUNK = 2**30

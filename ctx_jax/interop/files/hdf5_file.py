@@ -19,12 +19,10 @@ import numpy as np
 from ctx_jax.errors import InputError
 from ctx_jax.interop.files.mapping import mapped
 from ctx_jax.interop.files.replacing import replacing
-from ctx_jax.interop.files.tensors import StoredTensor, Tensors, check_shape, short
+from ctx_jax.interop.files.tensors import NUMPY_DTYPES, StoredTensor, Tensors, check_shape, short
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MAX_DEPTH = 64
-_CODES = ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")
-_DTYPES = {np.dtype(code) for code in _CODES}
 # All that h5py may raise over a broken file.
 _BROKEN = (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, MemoryError)
 
@@ -68,10 +66,10 @@ def write_hdf5(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) 
     for name, array in tensors.items():
         where = f"{path}: dataset {short.repr(name)}"
         groups.update(_groups(name, where))
-        if not isinstance(array, np.ndarray) or array.dtype.newbyteorder("=") not in _DTYPES:
+        if not isinstance(array, np.ndarray) or array.dtype.newbyteorder("<") not in NUMPY_DTYPES.values():
             found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
             advice = "; cast it, to float32 say" if str(found).startswith(("bfloat", "float")) else ""
-            raise InputError(f"{where}: found {found}, expected an array of {', '.join(_CODES)}{advice}")
+            raise InputError(f"{where}: found {found}, expected an array of {', '.join(NUMPY_DTYPES)}{advice}")
     for name in groups & tensors.keys():
         found = "a dataset and a group of datasets under one name"
         raise InputError(f"{path}: dataset {short.repr(name)}: found {found}, expected one of them")
@@ -130,9 +128,9 @@ def _stored(dataset: Any, where: str, place: _Place) -> StoredTensor:
         kind = "a virtual dataset" if dataset.is_virtual else "a dataset in another file"
         raise InputError(f"{where}: found {kind}, expected its values in this file")
     shape, dtype = dataset.shape, dataset.dtype
-    if shape is None or dtype.newbyteorder("=") not in _DTYPES:
+    if shape is None or dtype.newbyteorder("<") not in NUMPY_DTYPES.values():
         found = "no values" if shape is None else dtype
-        raise InputError(f"{where}: found {found}, expected an array of {', '.join(_CODES)}")
+        raise InputError(f"{where}: found {found}, expected an array of {', '.join(NUMPY_DTYPES)}")
     check_shape(shape, dtype, where)
     offset = dataset.id.get_offset() if dataset.chunks is None else None
     # Numbers of other sizes than NumPy's look like NumPy's until they are read.

@@ -20,14 +20,14 @@ import numpy as np
 from ctx_jax.errors import InputError
 from ctx_jax.interop.files.mapping import mapped
 from ctx_jax.interop.files.replacing import replacing
-from ctx_jax.interop.files.tensors import StoredTensor, Tensors, check_shape, short
+from ctx_jax.interop.files.tensors import NUMPY_DTYPES, StoredTensor, Tensors, check_shape, short
 from ctx_jax.interop.files.zip_file import DEFLATED, STORED, Member, members
 
 _MAGIC = b"\x93NUMPY"
 _MAX_HEADER = 2**12  # NumPy writes some 118 bytes, and 1400 for 64 axes
-_CODES = ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")
-_DTYPES = {np.dtype(code): code for code in _CODES}
-_SPELLINGS = {np.dtype(order + code).str: np.dtype(order + code) for order in "<>" for code in _CODES}
+_SPELLINGS = {
+    dtype.newbyteorder(order).str: dtype.newbyteorder(order) for order in "<>" for dtype in NUMPY_DTYPES.values()
+}
 _FIELD = re.compile(
     rb"""\s*+(['"])(descr|fortran_order|shape)\1\s*+:\s*+"""
     rb"""(?:(['"])([^'"\\]*+)\3|(True|False)|\(([0-9,\s]*+)\))\s*+(?:,\s*+|(?=\}))"""
@@ -84,10 +84,10 @@ def write_npz(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) -
         where = f"{path}: array {short.repr(name)}"
         if not isinstance(name, str) or "\0" in name or name.encode("utf-8", "ignore").decode() != name:
             raise InputError(f"{where}: expected a name of UTF-8 without zeros")
-        if not isinstance(array, np.ndarray) or array.dtype.newbyteorder("=") not in _DTYPES:
+        if not isinstance(array, np.ndarray) or array.dtype.newbyteorder("<") not in NUMPY_DTYPES.values():
             found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
             advice = "; cast it, to float32 say" if str(found).startswith(("bfloat", "float")) else ""
-            raise InputError(f"{where}: found {found}, expected an array of {', '.join(map(str, _DTYPES))}{advice}")
+            raise InputError(f"{where}: found {found}, expected an array of {', '.join(NUMPY_DTYPES)}{advice}")
     with replacing(path) as (file,), zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, array in tensors.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
@@ -124,12 +124,12 @@ def _header(data: bytes, where: str) -> tuple[int, np.dtype, str, tuple[int, ...
     code = fields["descr"][4]
     dtype = _SPELLINGS.get(code.decode("latin-1"))
     if dtype is None:
-        raise InputError(f"{where}: descr: found {code!r}, expected one of {', '.join(_CODES)}")
+        raise InputError(f"{where}: descr: found {short.repr(code)}, expected one of {', '.join(_SPELLINGS)}")
     sizes = [size.strip() for size in fields["shape"][6].split(b",")]
     if sizes[-1] == b"":  # a tuple may end with a comma
         sizes.pop()
     if not all(size.isdigit() and len(size) < 20 for size in sizes):
-        raise InputError(f"{where}: shape: found {fields['shape'][6]!r}, expected integers from 0")
+        raise InputError(f"{where}: shape: found {short.repr(fields['shape'][6])}, expected integers from 0")
     shape = tuple(map(int, sizes))
     check_shape(shape, dtype, where)
     return end, dtype, "F" if fields["fortran_order"][5] == b"True" else "C", shape

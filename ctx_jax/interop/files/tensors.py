@@ -13,6 +13,8 @@ from ctx_jax.errors import InputError
 from ctx_jax.interop.files.mapping import let_go
 
 MAX_AXES = 64  # NumPy's
+_CODES = ("?", "i1", "<i2", "<i4", "<i8", "u1", "<u2", "<u4", "<u8", "<f2", "<f4", "<f8", "<c8", "<c16")
+NUMPY_DTYPES = {np.dtype(code).name: np.dtype(code) for code in _CODES}  # numbers of NumPy's own, by their names
 _PIECE = 2**24  # bytes of a tensor that are copied before their pages go
 
 # Names and values of a bad file are as long as they like; a message is one line.

@@ -96,10 +96,10 @@ ELSEWHERE = {
         "'a/b': found a group that is elsewhere",
     ),
     "deep": (put("a/" * 65 + "w", 1), "or 64 of them in each other"),
-    "text": (put("w", "text"), "'w': found object, expected an array of ?, i1"),
-    "records": (put("w", np.zeros(1, [("a", "i4")])), "'w': found [('a', '<i4')], expected an array of ?, i1"),
-    "bfloat16": (put("w", np.zeros(2, "V2")), "'w': found |V2, expected an array of ?, i1"),
-    "no values": (put("w", h5py.Empty("f4")), "'w': found no values, expected an array of ?, i1"),
+    "text": (put("w", "text"), "'w': found object, expected an array of bool, int8"),
+    "records": (put("w", np.zeros(1, [("a", "i4")])), "'w': found [('a', '<i4')], expected an array of bool, int8"),
+    "bfloat16": (put("w", np.zeros(2, "V2")), "'w': found |V2, expected an array of bool, int8"),
+    "no values": (put("w", h5py.Empty("f4")), "'w': found no values, expected an array of bool, int8"),
     "type": (put("w", np.dtype("f4")), "'w': found Datatype, expected groups and datasets"),
 }
 
@@ -138,10 +138,10 @@ def test_chunks_that_are_broken(tmp_path):
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"w": np.zeros(2, ml_dtypes.bfloat16)}, "dataset 'w': found bfloat16, expected an array of ?, i1"),
+        ({"w": np.zeros(2, ml_dtypes.bfloat16)}, "dataset 'w': found bfloat16, expected an array of bool, int8"),
         ({"w": np.zeros(2, ml_dtypes.bfloat16)}, "; cast it, to float32 say"),
-        ({"w": np.array([None])}, "dataset 'w': found object, expected an array of ?"),
-        ({"w": [1.0]}, "dataset 'w': found list, expected an array of ?"),
+        ({"w": np.array([None])}, "dataset 'w': found object, expected an array of bool"),
+        ({"w": [1.0]}, "dataset 'w': found list, expected an array of bool"),
         ({3: np.zeros(1)}, "dataset 3: expected a name of UTF-8"),
         ({"": np.zeros(1)}, "dataset '': expected a name of UTF-8"),
         ({"/w": np.zeros(1)}, "and of parts that are not empty or a dot"),

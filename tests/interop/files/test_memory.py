@@ -1,5 +1,6 @@
 """Files that are nothing but header: what each format's docstring says that they take at most, and no more."""
 
+import io
 import json
 import struct
 import time
@@ -46,6 +47,19 @@ WIDE_SHARED = [SHARED[0], *(("\U0001f600".encode() + key, value) for key, value 
 PLAIN = [SHARED[0], *((b"%06d" % n, bytes.fromhex("08062801")) for n in range(COUNT))]
 
 
+def lines_to_one_member():
+    """A zip of one array, and a directory that names it over and over."""
+    out = io.BytesIO()
+    np.savez(out, a=np.zeros(0))
+    whole = out.getvalue()
+    begin = whole.index(b"PK\1\2")
+    line = bytearray(whole[begin : whole.index(b"PK\5\6")])
+    line[28:30] = struct.pack("<H", 8)
+    directory = b"".join(bytes(line[:46]) + f"{n:04x}.npy".encode() for n in range(COUNT))
+    end = struct.pack("<HHHHIIH", 0, 0, COUNT, COUNT, len(directory), begin, 0)
+    return whole[:begin] + directory + b"PK\5\6" + end
+
+
 def without_restarts(entries):
     """Keys leave out all that they can."""
     with mock.patch.object(sstable, "_RESTART_INTERVAL", COUNT), mock.patch.object(sstable, "_BLOCK_ENTRIES", COUNT):
@@ -66,6 +80,7 @@ HOSTILE = {
     "flax, a long key over many": (read_flax, 48, LONG),
     "flax, a wide key over many": (read_flax, 48, WIDE_LONG),
     "flax, a vast map": (read_flax, 48, b"\xdf\xff\xff\xff\xff" + b"\xa1a\x01" * 10),
+    "npz, one member under many names": (read_npz, 32, lines_to_one_member()),
     "tensorflow, tensors": (read_tensorflow, 64, table_bytes(PLAIN)),
     "tensorflow, names that share": (read_tensorflow, 64, without_restarts(SHARED)),
     "tensorflow, wide names": (read_tensorflow, 64, without_restarts(WIDE_SHARED)),

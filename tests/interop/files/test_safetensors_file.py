@@ -673,14 +673,21 @@ def test_a_large_file_is_not_read_before_its_values(tmp_path):
 
 @pytest.mark.slow
 def test_reads_as_fast_as_the_package(tmp_path):
-    """400 MB, of which every byte is touched: the medians of seven turns, ours and theirs one after the other."""
-    package = pytest.importorskip("safetensors.numpy")
+    """400 MB, of which every byte is touched: the medians of seven turns, ours and theirs one after the other.
+
+    Theirs is `safe_open`, which maps the file as ours does, and is eight times as fast as their `load_file`.
+    """
+    package = pytest.importorskip("safetensors")
     path = tmp_path / "x.safetensors"
     write_safetensors(path, {f"layer.{i}": np.full(1 << 20, i, np.float32) for i in range(100)})
     # As int64, which NumPy adds up at the speed of memory.
     touched = lambda arrays: sum(int(array.view(np.int64).sum()) for array in arrays)
     ours = lambda: touched(tensor.read() for tensor in read_safetensors(path).values())
-    theirs = lambda: touched(package.load_file(path).values())
+
+    def theirs():
+        with package.safe_open(path, framework="np") as file:
+            return touched(file.get_tensor(name) for name in file.keys())  # noqa: SIM118 (it is no dict)
+
     assert ours() == theirs()
     seconds = {ours: [], theirs: []}
     for _ in range(7):
