@@ -42,9 +42,9 @@ class Program(NamedTuple):
     """A forward pass, ready to be traced.
 
     Attributes:
-      function: (parameters, inputs) → outputs, all float32.
+      function: (parameters, inputs) → outputs.
       inputs: axes of the int32 inputs by name; an axis is a number or the name of a symbolic one.
-      outputs: axes of the outputs, in the order of the function's dict.
+      outputs: axes of the float32 outputs by name.
       parameters: shape and type of the leaves that the function reads, in a tree; a model may have others.
       max_length: the largest T, or None.
     """
@@ -104,17 +104,6 @@ def symbolic_inputs(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     scope = jax.export.SymbolicScope(bounds)
     shape = lambda axes: jax.export.symbolic_shape(",".join(map(str, axes)), scope=scope)
     return {name: jax.ShapeDtypeStruct(shape(axes), jnp.int32) for name, axes in program.inputs.items()}
-
-
-def export_function(function: Callable[..., Any], platforms: Sequence[str], *arguments: Any) -> jax.export.Exported:
-    """`jax.export` of a function; the program names its sources' files without this machine's folders."""
-    option = "jax_hlo_source_file_canonicalization_regex"
-    before = getattr(jax.config, option)
-    jax.config.update(option, "^.*/")  # what is removed
-    try:
-        return jax.export.export(jax.jit(function), platforms=tuple(platforms))(*arguments)
-    finally:
-        jax.config.update(option, before)
 
 
 def require_new(path: str | os.PathLike[str]) -> pathlib.Path:

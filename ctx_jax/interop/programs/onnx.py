@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -56,10 +57,13 @@ def write_onnx(
       python_executable: of an environment with jax2onnx.
 
     Raises:
-      InputError: the path is taken, the params do not fit the config, or that Python does not convert.
+      InputError: the path is taken, the params do not fit the config, attention is local (its blocks are padded by a
+        length that is not known, which jax2onnx does not convert), or that Python does not convert.
     """
     path = require_new(path)
     beside = require_new(path.with_name(f"{path.name}.data"))
+    if isinstance(config, BertConfig) and config.attention_window is not None:
+        raise InputError(f"BertConfig.attention_window: found {config.attention_window}, ONNX is written for None only")
     program = forward_program(config, layers=layers, heads=heads)
     weights = flat_paths(jax.device_get(select_parameters(program, params)))
     request = {
@@ -84,16 +88,17 @@ def write_onnx(
 def _convert(python: str, folder: pathlib.Path) -> None:
     source = os.fspath(pathlib.Path(ctx_jax.__file__).resolve().parent.parent)
     # Nothing of this environment's own paths: the other one must find its own packages.
-    environment = {**os.environ, "PYTHONPATH": source, "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "PYTHONPATH": source, "JAX_PLATFORMS": "cpu", "JAX_TRACEBACK_FILTERING": "off"}
     command = [python, "-P", "-m", "ctx_jax.interop.programs.onnx_converter", os.fspath(folder)]
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
     except OSError as error:
         raise InputError(f"python_executable: {python}: {error.strerror}, expected a Python with jax2onnx") from error
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        if "No module named" in lines[-1]:
-            expected = 'expected the Python of an environment with `pip install "jax2onnx>=0.17.1" "jax<0.12"`'
-            raise InputError(f"python_executable: {python}: found {lines[-1]}, {expected}")
-        expected = "expected one that converts this model; jax2onnx 0.17.1 with jax 0.10 or 0.11 does"
-        raise InputError(f"python_executable: {python}: found {lines[-1]}, {expected}")
+        # The error itself, which may go on over more lines.
+        errors = re.findall(r"^[\w.]+(?:Error|Operation|Exception)\b.*", done.stderr, re.MULTILINE)
+        found = errors[-1] if errors else done.stderr.strip()[-200:] or f"exit code {done.returncode}"
+        expected = "one that converts this model, as jax2onnx 0.17.1 does with jax 0.10 or 0.11"
+        if "No module named" in found:
+            expected = 'the Python of an environment with `pip install "jax2onnx>=0.17.1" "jax<0.12"`'
+        raise InputError(f"python_executable: {python}: found {found}, expected {expected}")

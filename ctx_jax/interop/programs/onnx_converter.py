@@ -39,7 +39,8 @@ def convert(folder: pathlib.Path) -> None:
             at[name] = jnp.asarray(weights[path])
 
     def function(*inputs: Array) -> tuple[Array, ...]:
-        return tuple(program.function(params, dict(zip(program.inputs, inputs, strict=True))).values())
+        outputs = program.function(params, dict(zip(program.inputs, inputs, strict=True)))
+        return tuple(outputs[name] for name in program.outputs)
 
     model = to_onnx(
         function,

@@ -1,8 +1,6 @@
 """TensorFlow SavedModel: the program as StableHLO within one op, XlaCallModule, its weights as TensorFlow's variables.
 
-Not by jax2tf, which hands TensorFlow the StableHLO of JAX's own day: TensorFlow 2.21 reads that of its day (1.13), and
-jax 0.12 writes 1.18, with composite ops whose dynamic shapes that TensorFlow cannot refine. So the program is written
-for an older version, its composites as the calls that they stand for.
+Not by jax2tf, which hands TensorFlow the StableHLO of JAX's own day, as `portable` does not.
 """
 
 from __future__ import annotations
@@ -18,19 +16,15 @@ import jax
 from ctx_jax.errors import InputError
 from ctx_jax.interop.programs.forward import (
     Layers,
-    export_function,
     forward_program,
     require_new,
     select_parameters,
     symbolic_inputs,
 )
+from ctx_jax.interop.programs.portable import PLATFORMS, export_function
 from ctx_jax.models.bert import BertConfig
 from ctx_jax.models.elmo import ElmoConfig
 from ctx_jax.nn.parameters import Params
-
-PLATFORMS = ("cpu", "cuda", "tpu")
-STABLEHLO = "1.9.0"
-"""The version written: gathers with batch axes, which ELMo has, are in it and not in 1.0."""
 
 
 def write_saved_model(
@@ -69,7 +63,7 @@ def write_saved_model(
     dynamic = lambda axes: [axis if isinstance(axis, int) else None for axis in axes]
     attributes = {
         "version": exported.calling_convention_version,
-        "module": _older_stablehlo(exported.mlir_module()),
+        "module": exported.mlir_module_serialized,
         "platforms": [platform.upper() for platform in PLATFORMS],
         "Tout": [tf.as_dtype(out.dtype) for out in exported.out_avals],
         "Sout": [dynamic(out.shape) for out in exported.out_avals],
@@ -92,17 +86,3 @@ def write_saved_model(
         unfinished = pathlib.Path(name) / "model"
         tf.saved_model.save(module, os.fspath(unfinished), signatures=module.forward.get_concrete_function())
         unfinished.rename(path)
-
-
-def _older_stablehlo(module: str) -> bytes:
-    """A module's text as bytes for STABLEHLO and later."""
-    from jax.interpreters import mlir
-    from jaxlib.mlir import ir
-    from jaxlib.mlir.dialects import stablehlo
-    from jaxlib.mlir.passmanager import PassManager
-
-    stablehlo.register_stablehlo_passes()
-    with mlir.make_ir_context():
-        parsed = ir.Module.parse(module)
-        PassManager.parse("builtin.module(func.func(stablehlo-legalize-composite-to-call))").run(parsed.operation)
-        return stablehlo.serialize_portable_artifact_str(str(parsed), STABLEHLO)

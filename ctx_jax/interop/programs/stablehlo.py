@@ -24,17 +24,15 @@ from jaxtyping import Array, Int
 from ctx_jax.errors import InputError
 from ctx_jax.interop.programs.forward import (
     Layers,
-    export_function,
     forward_program,
     require_new,
     select_parameters,
     symbolic_inputs,
 )
+from ctx_jax.interop.programs.portable import PLATFORMS, export_function, require_readable
 from ctx_jax.models.bert import BertConfig
 from ctx_jax.models.elmo import ElmoConfig
 from ctx_jax.nn.parameters import Params, flat_paths
-
-PLATFORMS = ("cpu", "cuda", "tpu")
 
 _MAGIC = b"ctxjaxS1"
 _FOOTER = struct.Struct("<QI8s")  # bytes of the JSON, crc32 of all before this, magic
@@ -176,6 +174,7 @@ def read_stablehlo(path: str | os.PathLike[str]) -> StableHLO:
     about = json.loads(bytes(body[len(body) - length :]))
     try:
         exported = jax.export.deserialize(bytearray(body[: len(body) - length]))
+        require_readable(exported)
     except Exception as error:  # of many kinds: the serialisation is JAX's own affair
         found = f"a program of jax {about['jax']}, which jax {jax.__version__} cannot read"
         raise InputError(f"{path}: found {found} ({error}), expected one of this version or a little older") from error

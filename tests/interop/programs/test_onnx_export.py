@@ -88,6 +88,20 @@ def test_no_python(tmp_path):
         write_onnx(tmp_path / "model.onnx", BERT, params_of(BERT), python_executable=tmp_path / "python")
 
 
+def test_an_error_of_the_other_python_is_shown(tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 'Traceback\nmodule.OddError: no such op\n for more details' >&2; exit 1\n")
+    python.chmod(0o755)
+    with pytest.raises(InputError, match=r"found module\.OddError: no such op, expected one that converts"):
+        write_onnx(tmp_path / "model.onnx", BERT, params_of(BERT), python_executable=python)
+
+
+def test_local_attention_does_not_convert(tmp_path):
+    config = dataclasses.replace(BERT, attention_window=5)
+    with pytest.raises(InputError, match="attention_window: found 5"):
+        write_onnx(tmp_path / "model.onnx", config, params_of(BERT))
+
+
 def test_nothing_is_written_over(tmp_path):
     (tmp_path / "model.onnx.data").write_bytes(b"")
     with pytest.raises(InputError, match="expected a new path"):
