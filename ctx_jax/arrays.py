@@ -107,12 +107,12 @@ class Representations(NamedTuple):
         Raises:
           InputError: there is no such layer, or layers were not asked for.
         """
+        if layer == -1 and self.last is not None:
+            return self.last
         if self.numbers is not None:
             if layer not in self.numbers:
                 raise InputError(f"layer {layer}: expected one of those that were asked for, {self.numbers}")
             return self.layers[self.numbers.index(layer)]
-        if layer == -1:
-            return self.last
         if self.layers is None:
             raise InputError(f"layer {layer}: only the last layer was computed; encode with layers='all'")
         if not -len(self.layers) <= layer < len(self.layers):
