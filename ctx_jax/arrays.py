@@ -82,13 +82,14 @@ class Representations(NamedTuple):
 
     Attributes:
       last: output of the last layer.
-      layers: layer 0 is what enters the first layer, layer l the output of the l-th; L layers make L + 1 of them. None
-        when not asked for.
+      layers: layer 0 is what enters the first layer, layer l the output of the l-th; L layers make L + 1 of them, or as
+        many as were asked for. None when not asked for.
       mask: True at tokens, False at padding.
       tokens: of each row, special ones included; None where ids were given, and inside jit.
       word_ids: the word of its row that a token belongs to, -1 at special tokens and padding; None like `tokens`.
       num_words: how many words each row has, those without a token counted; None like `tokens`.
       texts: index of the text that a row comes from, where long texts were split; None like `tokens`.
+      numbers: of `layers`, where only some were asked for; the last of all is `last` only if it is one of them.
     """
 
     last: Float[Array, "B T D"]
@@ -98,6 +99,7 @@ class Representations(NamedTuple):
     word_ids: Int[np.ndarray, "B T"] | None = None
     num_words: tuple[int, ...] | None = None
     texts: tuple[int, ...] | None = None
+    numbers: tuple[int, ...] | None = None
 
     def layer(self, layer: int) -> Float[Array, "B T D"]:
         """Output of one layer; negative numbers count from the last.
@@ -105,10 +107,14 @@ class Representations(NamedTuple):
         Raises:
           InputError: there is no such layer, or layers were not asked for.
         """
-        if layer == -1:
+        if layer == -1 and self.last is not None:
             return self.last
+        if self.numbers is not None:
+            if layer not in self.numbers:
+                raise InputError(f"layer {layer}: expected one of those that were asked for, {self.numbers}")
+            return self.layers[self.numbers.index(layer)]
         if self.layers is None:
-            raise InputError(f"layer {layer}: only the last layer was computed; encode with all_layers=True")
+            raise InputError(f"layer {layer}: only the last layer was computed; encode with layers='all'")
         if not -len(self.layers) <= layer < len(self.layers):
             raise InputError(f"layer {layer}: expected 0 to {len(self.layers) - 1}, or -{len(self.layers)} to -1")
         return self.layers[layer]
@@ -119,7 +125,7 @@ class Representations(NamedTuple):
         if pool == "mean":
             return np.where(mask, vectors, 0).sum(1) / np.maximum(mask.sum(1), 1).astype(vectors.dtype)
         if pool == "max":
-            return np.where(mask, vectors, -np.inf).max(1)
+            return np.where(mask.any(1), np.where(mask, vectors, -np.inf).max(1, initial=-np.inf), 0)
         if pool == "cls":
             return vectors[:, 0]
         raise InputError(f"pool: found {pool!r}, expected 'mean', 'cls' or 'max'")

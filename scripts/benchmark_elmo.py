@@ -258,7 +258,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--sentences", type=int, default=1000)
     parser.add_argument("--sentence-repeats", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=64, help="of the library's encoder")
+    parser.add_argument("--batch-tokens", type=int, default=8192, help="of the library's encoder")
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--torch-python", default=sys.executable)
     parser.add_argument("--serve", type=pathlib.Path, help=argparse.SUPPRESS)
@@ -300,7 +300,7 @@ def main() -> None:
                 # A new encoder every time: it knows no word yet.
                 encoder = ElmoEncoder(size, cast)
                 encoder._words, encoder._contextualise = compiled._words, compiled._contextualise
-                found = encoder.encode(sentences, batch_size=arguments.batch_size)
+                found = encoder.encode(sentences, batch_tokens=arguments.batch_tokens)
                 return found.layers[:, found.mask]
 
             compiled = ElmoEncoder(size, cast)
@@ -382,8 +382,10 @@ def main() -> None:
                 print(json.dumps(compare(kind, dtype, arguments.repeats)), flush=True)
             if sentences:
                 share = distinct / lengths.sum()
-                batches = -(-len(sentences) // arguments.batch_size)
-                least = floor(dtype, arguments.batch_size, round(lengths.sum() / arguments.batch_size), share)
+                # Rows as long as the longest sentence, as full as they may be.
+                rows = max(arguments.batch_tokens // int(lengths.max()), 1)
+                batches = -(-int(lengths.sum()) // arguments.batch_tokens)
+                least = floor(dtype, rows, round(lengths.sum() / rows), share)
                 print(json.dumps({"floor": f"{len(sentences)} sentences in {batches}", "dtype": dtype, **least}))
                 print(json.dumps(compare("AllenNLP's ELMo", dtype, arguments.sentence_repeats)), flush=True)
 

@@ -106,6 +106,41 @@ def test_pretrain_overrides_and_refuses(tmp_path, capsys, topics_corpus):
     assert not (tmp_path / "run").exists()
 
 
+def test_encode_into_shards(run, tmp_path, capsys, monkeypatch):
+    """Killed between shards, it goes on with the one that is missing; other texts or options are refused."""
+    import numpy as np
+
+    from ctx_jax import Encoder
+    from ctx_jax.encoder.shards import read_shards
+
+    lines = [f"A set of {number} names is empty." for number in range(11)]
+    text = tmp_path / "texts.txt"
+    text.write_text("\n".join(lines))
+    out = tmp_path / "vectors"
+    words = ["encode", str(run), "--file", str(text), "--out", str(out), "--pool", "mean", "--rows", "4"]
+    assert cli.main(words) == 0
+    assert "11 texts" in capsys.readouterr().out
+    encoder = Encoder.from_pretrained(run)
+    expected = encoder.encode(lines, pool="mean")
+    np.testing.assert_allclose(np.concatenate(list(read_shards(out))), expected, rtol=1e-5, atol=2e-6)
+    (out / "00001.npy").unlink()
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert said.count("is there already") == 2
+    np.testing.assert_allclose(np.concatenate(list(read_shards(out))), expected, rtol=1e-5, atol=2e-6)
+    assert cli.main([*words, "--layers", "all"]) == 2
+    assert "was begun with layers 'last', expected 'all'" in capsys.readouterr().err
+    text.write_text("\n".join(["Another text.", *lines[1:]]))
+    assert cli.main(words) == 2
+    assert "was made of other texts" in capsys.readouterr().err
+    assert cli.main(["encode", str(run), *lines[:2], "--pool", "cls"]) == 0
+    assert "cls [2, 16] float32" in capsys.readouterr().out
+    assert cli.main(["encode", str(run), "--file", str(tmp_path / "none"), "--pool", "cls"]) == 2
+    (tmp_path / "mine").mkdir()
+    assert cli.main(["encode", str(run), *lines[:2], "--pool", "cls", "--out", str(tmp_path / "mine")]) == 2
+    assert "expected a folder of shards" in capsys.readouterr().err
+
+
 def test_encode(run, tmp_path, capsys):
     text = tmp_path / "texts.txt"
     text.write_text("A set is empty.\nNames refer to objects.\n")

@@ -11,6 +11,7 @@ from ctx_jax import Encoder, InputError
 from ctx_jax.checkpoint import Checkpoints, save_weights
 from ctx_jax.data.corpus import Corpus
 from ctx_jax.encoder import BertEncoder, cosine
+from ctx_jax.encoder.batches import compiled_shapes
 from ctx_jax.models.bert import BertConfig, BertWithHeads
 from ctx_jax.nn.parameters import Bound
 from ctx_jax.text.load import load_tokenizer
@@ -59,10 +60,10 @@ def test_shapes_and_tokens(encoder, encoded):
     assert not encoded.layers[:, ~encoded.mask].any()
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 32])
-def test_vectors_do_not_depend_on_batch_padding_or_order(encoder, encoded, batch_size):
-    order = np.random.default_rng(batch_size).permutation(len(TEXTS))
-    other = encoder.encode([TEXTS[i] for i in order], batch_size=batch_size)
+@pytest.mark.parametrize("batch_tokens", [1, 48, 150, 8192])
+def test_vectors_do_not_depend_on_batch_padding_or_order(encoder, encoded, batch_tokens):
+    order = np.random.default_rng(batch_tokens).permutation(len(TEXTS))
+    other = encoder.encode([TEXTS[i] for i in order], batch_tokens=batch_tokens)
     for place, i in enumerate(order):
         count = encoded.mask[i].sum()
         np.testing.assert_allclose(other.layers[:, place, :count], encoded.layers[:, i, :count], rtol=1e-5, atol=2e-6)
@@ -86,11 +87,113 @@ def test_ids_give_what_the_text_gives(encoder, encoded):
 
 
 def test_last_layer_alone(encoder, encoded):
-    last = encoder.encode(TEXTS, all_layers=False)
+    last = encoder.encode(TEXTS, layers="last")
     assert last.layers is None
     np.testing.assert_allclose(last.last, encoded.last, rtol=1e-5, atol=2e-6)
-    with pytest.raises(InputError, match="all_layers=True"):
+    with pytest.raises(InputError, match="layers='all'"):
         last.layer(0)
+
+
+def test_only_the_layers_that_were_asked_for(encoder, encoded):
+    some = encoder.encode(TEXTS, layers=[2, 0])
+    assert some.last is None
+    assert some.numbers == (2, 0)
+    for layer in (0, 2):
+        np.testing.assert_allclose(some.layer(layer), encoded.layers[layer], rtol=1e-5, atol=2e-6)
+    with pytest.raises(InputError, match="one of those that were asked for"):
+        some.layer(1)
+    np.testing.assert_allclose(encoder.encode(TEXTS, layers=[-1]).last, encoded.last, rtol=1e-5, atol=2e-6)
+    with pytest.raises(InputError, match="layers: found 4, expected 0 to 3"):
+        encoder.encode(TEXTS, layers=[4])
+
+
+@pytest.mark.parametrize("pool", ["mean", "max", "cls"])
+def test_vectors_pooled_on_the_device_are_those_pooled_on_the_host(encoder, encoded, pool):
+    for batch_tokens in (60, 8192):
+        every = encoder.encode(TEXTS, layers="all", pool=pool, batch_tokens=batch_tokens)
+        assert every.shape == (4, len(TEXTS), 32)
+        for layer in range(4):
+            expected = encoded.sentences(pool, layer=layer)
+            np.testing.assert_allclose(every[layer], expected, rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(encoder.encode(TEXTS, pool=pool), every[-1], rtol=1e-5, atol=2e-6)
+    some = encoder.encode(TEXTS, pool=pool, layers=[1, -1])
+    np.testing.assert_allclose(some, every[[1, 3]], rtol=1e-5, atol=2e-6)
+
+
+def test_a_stream_is_the_list_window_by_window(encoder, monkeypatch):
+    import ctx_jax.encoder.base as module
+
+    expected = encoder.encode(TEXTS, pool="mean")
+    monkeypatch.setattr(module, "WINDOW", 4)
+    taken = []
+
+    def texts():
+        for number in range(17):
+            taken.append(number)
+            yield TEXTS[number % len(TEXTS)]
+
+    stream = encoder.encode_stream(texts())
+    first = next(stream)
+    assert len(taken) <= 12  # no more than the window at work and two ahead
+    found = [first, *stream]
+    assert len(found) == 17
+    for number, vector in enumerate(found):
+        np.testing.assert_allclose(vector, expected[number % len(TEXTS)], rtol=1e-5, atol=2e-6)
+    every = list(encoder.encode_stream(TEXTS, layers="all", pool="cls"))
+    assert {vector.shape for vector in every} == {(4, 32)}
+    np.testing.assert_allclose(encoder.encode(TEXTS * 3, pool="mean")[: len(TEXTS)], expected, rtol=1e-5, atol=2e-6)
+    with pytest.raises(InputError, match=r"texts\[1\].*counted from texts\[4\]"):
+        list(encoder.encode_stream([*TEXTS[:5], None]))
+
+
+def test_compilations_are_bounded_whatever_comes(topics_corpus, bound, encoder):
+    fresh = BertEncoder(CONFIG, encoder.params, encoder.tokenizer)
+    rng = np.random.default_rng(0)
+    word = TEXTS[0].split()[0]
+    for _ in range(12):
+        lengths = rng.integers(0, 40, rng.integers(1, 30))
+        fresh.encode([[word] * int(n) for n in lengths], pool="mean", batch_tokens=200)
+    shapes = compiled_shapes(CONFIG.max_length, 200)
+    assert 3 < fresh._forward._cache_size() <= len(shapes)
+    assert fresh.warm_up(pool="mean", batch_tokens=200) == len(shapes)
+    before = fresh._forward._cache_size()
+    assert before == len(shapes)
+    fresh.encode(TEXTS, pool="mean", batch_tokens=200)
+    assert fresh._forward._cache_size() == before
+
+
+def test_threads_may_share_an_encoder(encoder, encoded):
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda number: encoder.encode([TEXTS[number % 6]]).last, range(24)))
+    for number, last in enumerate(found):
+        row = number % 6
+        np.testing.assert_allclose(last[0], encoded.last[row, : last.shape[1]], rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pool": "median"}, "pool: found 'median'"),
+        ({"pool": "mean", "on_too_long": "split"}, "has no one vector"),
+        ({"batch_tokens": 0}, "batch_tokens: found 0"),
+        ({"layers": "first"}, "layers: found 'first'"),
+        ({"on_too_long": "ignore"}, "on_too_long: found 'ignore'"),
+    ],
+)
+def test_bad_options_are_named(encoder, options, message):
+    with pytest.raises(InputError, match=message):
+        encoder.encode(TEXTS, **options)
+
+
+def test_a_huge_text_spoils_nothing(encoder, encoded):
+    huge = "statement " * 300_000
+    with pytest.raises(InputError, match=r"texts\[1\]: found"):
+        encoder.encode([TEXTS[0], huge])
+    found = encoder.encode([TEXTS[0], huge], on_too_long="truncate")
+    count = encoded.mask[0].sum()
+    np.testing.assert_allclose(found.last[0, :count], encoded.last[0, :count], rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("layer", [-1, 0, 2])

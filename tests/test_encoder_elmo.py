@@ -60,8 +60,8 @@ def alone(encoder, words, state=None):
 
 
 def test_each_text_has_the_vectors_that_it_has_alone(encoder):
-    for batch_size in (1, 2, 32):
-        encoded = encoder.encode(TEXTS, batch_size=batch_size)
+    for batch_tokens in (1, 90, 8192):
+        encoded = encoder.encode(TEXTS, batch_tokens=batch_tokens)
         assert encoded.layers.shape == (3, 6, 36, 12)
         assert encoded.layers.dtype == np.float32
         np.testing.assert_array_equal(encoded.layers[-1], encoded.last)
@@ -118,9 +118,20 @@ def test_strings_are_split_and_words_have_vectors(encoder):
 
 
 def test_only_the_last_layer(encoder):
-    encoded = encoder.encode(TEXTS, all_layers=False)
+    encoded = encoder.encode(TEXTS, layers="last")
     assert encoded.layers is None
     np.testing.assert_allclose(encoded.last, encoder.encode(TEXTS).last, rtol=0, atol=1e-6)
+
+
+def test_pooled_streamed_and_chosen_layers(encoder):
+    encoded = encoder.encode(TEXTS)
+    for pool in ("mean", "max", "cls"):
+        every = encoder.encode(TEXTS, layers="all", pool=pool)
+        for layer in range(3):
+            np.testing.assert_allclose(every[layer], encoded.sentences(pool, layer=layer), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(list(encoder.encode_stream(TEXTS, pool=pool)), every[-1], rtol=0, atol=1e-5)
+    some = encoder.encode(TEXTS, layers=[1])
+    np.testing.assert_allclose(some.layer(1), encoded.layers[1], rtol=0, atol=1e-5)
 
 
 def test_texts_that_go_on_carry_their_state(encoder):
@@ -168,7 +179,7 @@ def test_few_shapes_are_compiled(encoder):
     rng = np.random.default_rng(0)
     for _ in range(12):
         lengths = rng.integers(0, 40, rng.integers(1, 9))
-        fresh.encode([["w"] * int(n) for n in lengths], batch_size=8)
+        fresh.encode([["w"] * int(n) for n in lengths], batch_tokens=8 * 48)
     # Rows of 1, 2, 4, 8; lengths of 8, 12, 16, 24, 32, 48.
     assert fresh._contextualise._cache_size() <= 4 * 6
     assert fresh._words._cache_size() <= 2

@@ -1,18 +1,24 @@
 """`ctx-jax encode` and `fill-mask`: a trained model in use."""
 
 import pathlib
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from ctx_jax.cli.parsing import OptionalPath
+from ctx_jax.cli.parsing import OptionalPath, parse_layers
 from ctx_jax.errors import InputError
 
 
 @dataclass(frozen=True)
 class Encode:
-    """Vectors of texts, every layer, as an .npz file: layers [L+1, B, T, D], mask [B, T], tokens [B, T]."""
+    """Vectors of texts: of every token as an .npz file, layers [L+1, B, T, D], mask [B, T], tokens [B, T].
+
+    With --pool one vector a text, as a folder of .npy shards, for texts of any number; a run that was stopped goes on
+    with the same command.
+    """
 
     model: Annotated[Positional[pathlib.Path], arg(metavar="RUN")]
     """Run directory."""
@@ -21,15 +27,19 @@ class Encode:
     file: OptionalPath = None
     """A text a line instead."""
     out: OptionalPath = None
-    """The .npz file to write; without it a summary is printed."""
-    layers: Literal["all", "last"] = "all"
-    """Keep every layer, or the last."""
+    """The .npz file to write, or with --pool the folder; without it a summary is printed."""
+    layers: Annotated[str | None, arg(metavar="{all,last,N,N,…}")] = None
+    """Which layers; by default all, with --pool the last."""
+    pool: Literal["mean", "max", "cls"] | None = None
+    """One vector a text: the mean or maximum over its tokens, or the first token's."""
     on_too_long: Literal["error", "truncate", "split"] = "error"
     """What to do with a text that is longer than the model takes."""
     stride: int = 0
     """With `split`: tokens by which the parts overlap."""
-    batch_size: int = 32
-    """Texts at once."""
+    batch_tokens: int = 8192
+    """Tokens on the device at once, padding counted."""
+    rows: int = 65536
+    """With --pool: texts of a shard."""
 
 
 def encode(command: Encode) -> int:
@@ -40,21 +50,33 @@ def encode(command: Encode) -> int:
 
     if bool(command.texts) == (command.file is not None):
         raise InputError("expected either texts or --file")
-    texts = list(command.texts)
-    if command.file is not None:
-        try:
-            texts = command.file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{command.file}: {error}") from error
     if command.out is not None and not command.out.parent.is_dir():
         raise InputError(f"--out {command.out}: there is no folder {command.out.parent}")
-    encoded = Encoder.from_pretrained(command.model).encode(
-        texts,
-        all_layers=command.layers == "all",
-        batch_size=command.batch_size,
-        on_too_long=command.on_too_long,
-        stride=command.stride,
-    )
+    texts = list(command.texts) if command.file is None else _lines(command.file)
+    layers = None if command.layers is None else parse_layers(command.layers)
+    encoder = Encoder.from_pretrained(command.model)
+    options = {"batch_tokens": command.batch_tokens, "show_progress": sys.stderr.isatty()}
+    if command.pool and command.out:
+        from ctx_jax.encoder.shards import write_shards
+
+        count = write_shards(
+            encoder,
+            texts,
+            command.out,
+            layers=layers or "last",
+            pool=command.pool,
+            rows=command.rows,
+            on_too_long=command.on_too_long,
+            told=print,
+            **options,
+        )
+        print(f"wrote {command.out}: {count:,} texts")
+        return 0
+    options |= {"layers": layers, "on_too_long": command.on_too_long, "stride": command.stride}
+    encoded = encoder.encode(list(texts), pool=command.pool, **options)
+    if command.pool:
+        print(f"{command.pool} {list(encoded.shape)} {encoded.dtype}")
+        return 0
     width = encoded.mask.shape[1]
     tokens = np.array([row + ("",) * (width - len(row)) for row in encoded.tokens])
     vectors = {"last": encoded.last} if encoded.layers is None else {"layers": encoded.layers}
@@ -66,6 +88,16 @@ def encode(command: Encode) -> int:
         np.savez(command.out, **vectors, mask=encoded.mask, tokens=tokens, texts=np.array(encoded.texts))
         print(f"wrote {command.out}: {', '.join(f'{k} {list(v.shape)}' for k, v in vectors.items())}")
     return 0
+
+
+def _lines(path: pathlib.Path) -> Iterator[str]:
+    """A text a line; no more of the file is in memory than is at work."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                yield line.removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from ctx_jax.errors import InputError
+from ctx_jax.cli.parsing import parse_layers
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,7 @@ def export(command: Export) -> int:
     """Export"""
     from ctx_jax.interop.programs.forward import ProgramOptions
 
-    layers: Any = command.layers
-    if layers not in ("all", "last"):
-        try:
-            layers = tuple(int(number) for number in layers.split(","))
-        except ValueError as error:
-            raise InputError(f"--layers: found {layers!r}, expected all, last or numbers like 0,6") from error
-    options = ProgramOptions(layers, command.weights, command.python)
+    options = ProgramOptions(parse_layers(command.layers), command.weights, command.python)
     return _convert(command.model, command.out, command.format, command.overwrite, command.json, options)
 
 

@@ -3,27 +3,68 @@
 from __future__ import annotations
 
 import abc
+import contextlib
+import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from tqdm import tqdm
 
 from ctx_jax.arrays import Representations
+from ctx_jax.encoder.batches import BATCH_TOKENS
 from ctx_jax.encoder.card import model_card
 from ctx_jax.errors import InputError
 from ctx_jax.interop.certificate import Check
 from ctx_jax.interop.load import load
 from ctx_jax.interop.pretrained import Pooling, Pretrained
-from ctx_jax.interop.programs.forward import ProgramOptions
+from ctx_jax.interop.programs.forward import Layers, ProgramOptions, chosen_layers
 from ctx_jax.interop.save import WHOLE, save
 from ctx_jax.models.elmo import ElmoConfig
 from ctx_jax.nn.parameters import Params
 from ctx_jax.text.tokenizer import Tokenizer
 
 Text = str | Sequence[str]
+Pool = Literal["mean", "max", "cls"]
+OnTooLong = Literal["error", "truncate", "split"]
+WINDOW = 4096
+"""Texts that are sorted by length together, where vectors are pooled."""
+
+
+class Ask(NamedTuple):
+    """What a caller wants.
+
+    Attributes:
+      chosen: numbers of the layers, from 0.
+      layers: how they were asked for.
+      pool: see `Encoder.encode`, like the others.
+      batch_tokens: see there.
+      on_too_long: see there.
+      stride: see there.
+    """
+
+    chosen: tuple[int, ...]
+    layers: Layers
+    pool: Pool | None
+    batch_tokens: int
+    on_too_long: OnTooLong
+    stride: int
+
+    @property
+    def single(self) -> bool:
+        """One layer, and no axis for it."""
+        return self.layers == "last"
+
+
+@contextlib.contextmanager
+def progress(total: int | None, show: bool) -> Iterator[Callable[[int], object]]:
+    """A function that counts texts, and shows them if asked."""
+    with tqdm(total=total, disable=not show, unit="text", unit_scale=True) as bar:
+        yield bar.update
 
 
 class Candidate(NamedTuple):
@@ -100,29 +141,131 @@ class Encoder(abc.ABC):
         pretrained = Pretrained(self.config, self.params, self.tokenizer, self.pooling, self.about)
         return save(pretrained, folder, format, options, overwrite=overwrite, card=model_card(pretrained))
 
-    def embed(self, texts: Text | Sequence[Text], *, batch_size: int = 32) -> Float[np.ndarray, "B D"]:
+    def encode(
+        self,
+        texts: Text | Sequence[Text],
+        *,
+        layers: Layers | None = None,
+        pool: Pool | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        on_too_long: OnTooLong = "error",
+        stride: int = 0,
+        show_progress: bool = False,
+    ) -> Representations | Float[np.ndarray, "*K B D"]:
+        """Vectors of texts. A text has the same vectors whatever stands beside it, to 1e-5 in float32.
+
+        Args:
+          texts: strings, or lists of words; a single string is a list of one.
+          layers: "all", "last", or numbers from 0, what enters the first layer; negative ones count from the last. None
+            is "all", with `pool` "last". Only these leave the device.
+          pool: one vector a text: the mean or the maximum over its tokens, special ones included, or the first token's;
+            taken on the device. None keeps every token.
+          batch_tokens: tokens on the device at once, padding counted.
+          on_too_long: a text longer than the model takes is an error, or is truncated, or split into several rows that
+            overlap by `stride` tokens; these cannot be pooled.
+          stride: see above.
+          show_progress: a bar on standard error, with the rate and the time left.
+
+        Returns:
+          float32 arrays on the host: `Representations`, as long as the longest text, zero at padding; with `pool`
+          [B, D], or [K, B, D] where `layers` is "all" or a list.
+
+        Raises:
+          InputError: a text is no text or too long, there is none, no such layer, or no tokenizer.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts:
+            raise InputError("texts: found none, expected at least one")
+        ask = self._ask(layers, pool, batch_tokens, on_too_long, stride)
+        if pool is None:
+            with progress(len(texts), show_progress) as done:
+                return self._encode(self._prepare(texts, ask), ask, done)
+        parts = [
+            self._pooled(window, ask, done) for window, done in self._windows(texts, ask, len(texts), show_progress)
+        ]
+        found = np.concatenate(parts, axis=1)
+        return found[0] if ask.single else found
+
+    def encode_stream(
+        self,
+        texts: Iterable[Text],
+        *,
+        layers: Layers = "last",
+        pool: Pool = "mean",
+        batch_tokens: int = BATCH_TOKENS,
+        on_too_long: Literal["error", "truncate"] = "error",
+        show_progress: bool = False,
+    ) -> Iterator[Float[np.ndarray, "*K D"]]:
+        """A vector for each text of more than fit into memory, in their order; arguments as for `encode`.
+
+        Texts are taken a few thousand at a time, and the next ones are split into pieces while the device computes.
+        """
+        ask = self._ask(layers, pool, batch_tokens, on_too_long, 0)
+        for window, done in self._windows(texts, ask, None, show_progress):
+            found = self._pooled(window, ask, done)
+            yield from found[0] if ask.single else np.moveaxis(found, 1, 0)
+
+    def embed(self, texts: Text | Sequence[Text], **options: Any) -> Float[np.ndarray, "B D"]:
         """A vector for each text, pooled as the model's folder says; else the mean of the last layer's.
+
+        Options are those of `encode`.
 
         Raises:
           InputError: as `encode`.
         """
         pooling = self.pooling or Pooling()
-        found = self.encode(texts, all_layers=False, batch_size=batch_size).sentences(pooling.pool)
+        found = self.encode(texts, pool=pooling.pool, **options)
         if not pooling.normalize:
             return found
         return found / np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), 1e-12)
 
+    def _ask(
+        self, layers: Layers | None, pool: Pool | None, batch_tokens: int, on_too_long: OnTooLong, stride: int
+    ) -> Ask:
+        if pool not in (None, "mean", "max", "cls"):
+            raise InputError(f"pool: found {pool!r}, expected 'mean', 'cls' or 'max', or None")
+        if pool and on_too_long == "split":
+            raise InputError("pool: a text that is split has no one vector; expected on_too_long 'error' or 'truncate'")
+        if not isinstance(batch_tokens, int) or batch_tokens < 1:
+            raise InputError(f"batch_tokens: found {batch_tokens!r}, expected at least 1")
+        layers = layers if layers is not None else "last" if pool else "all"
+        chosen = chosen_layers(layers, self.config.num_layers + 1)
+        return Ask(tuple(chosen or (self.config.num_layers,)), layers, pool, batch_tokens, on_too_long, stride)
+
+    def _windows(
+        self, texts: Iterable[Text], ask: Ask, total: int | None, show_progress: bool
+    ) -> Iterator[tuple[Any, Callable[[int], object]]]:
+        """Prepared texts, WINDOW at a time; the next ones are prepared while the caller works."""
+        texts, start = iter(texts), 0
+
+        def prepare(group: list[Text], start: int) -> Any:
+            try:
+                return self._prepare(group, ask)
+            except InputError as error:
+                raise InputError(f"{error}; counted from texts[{start}]" if start else str(error)) from error
+
+        with progress(total, show_progress) as done, ThreadPoolExecutor(1) as ahead:
+            future = None
+            while group := list(itertools.islice(texts, WINDOW)):
+                following = ahead.submit(prepare, group, start)
+                start += len(group)
+                if future is not None:
+                    yield future.result(), done
+                future = following
+            if future is not None:
+                yield future.result(), done
+
     @abc.abstractmethod
-    def encode(
-        self,
-        texts: Text | Sequence[Text],
-        *,
-        all_layers: bool = True,
-        batch_size: int = 32,
-        on_too_long: Literal["error", "truncate", "split"] = "error",
-        stride: int = 0,
-    ) -> Representations:
-        """Vectors of texts: strings, or lists of words; a single string is a list of one."""
+    def _prepare(self, texts: Sequence[Text], ask: Ask) -> Any:
+        """What the host does: text to rows."""
+
+    @abc.abstractmethod
+    def _encode(self, prepared: Any, ask: Ask, done: Callable[[int], object]) -> Representations:
+        """Vectors of all tokens; tells `done` how many texts were done."""
+
+    @abc.abstractmethod
+    def _pooled(self, prepared: Any, ask: Ask, done: Callable[[int], object]) -> Float[np.ndarray, "K B D"]:
+        """A vector of each text."""
 
     def fill_mask(self, text: str, *, top: int = 5) -> list[list[Candidate]]:
         """The likeliest tokens for each mask of a text.

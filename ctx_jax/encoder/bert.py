@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ctx_jax.arrays import Representations
-from ctx_jax.encoder.base import Candidate, Encoder, Text
+from ctx_jax.encoder.base import Ask, Candidate, Encoder, Pool, Text, progress
+from ctx_jax.encoder.batches import BATCH_TOKENS, compiled_shapes, padded_length, plan_batches
 from ctx_jax.errors import InputError
 from ctx_jax.interop.pretrained import Pooling
+from ctx_jax.interop.programs.forward import Layers
 from ctx_jax.models.bert import BertConfig, BertWithHeads
 from ctx_jax.nn.parameters import Bound, Params
 from ctx_jax.text.inputs import Inputs, model_inputs
@@ -40,11 +43,19 @@ class BertEncoder(Encoder):
         super().__init__(config, params, tokenizer, pooling)
         bound = Bound(lambda rngs: BertWithHeads(config, rngs=rngs))
 
-        @partial(jax.jit, static_argnames="all_layers")
-        def forward(params: Params, input_ids: Array, token_types: Array, segments: Array, all_layers: bool):
-            encoder = bound(params).encoder
-            last, layers, mask, *_ = encoder(input_ids, token_types, segments, all_layers=all_layers)
-            return last.astype(jnp.float32), None if layers is None else layers.astype(jnp.float32), mask
+        @partial(jax.jit, static_argnames=("chosen", "pool"))
+        def forward(
+            params: Params, ids: Array, types: Array, segments: Array, chosen: tuple[int, ...], pool: Pool | None
+        ) -> Array:
+            last_alone = chosen == (config.num_layers,)
+            found = bound(params).encoder(ids, types, segments, all_layers=not last_alone)
+            if last_alone:
+                layers = found.last[None]
+            elif chosen == tuple(range(config.num_layers + 1)):
+                layers = found.layers
+            else:
+                layers = jnp.stack([found.layers[layer] for layer in chosen])
+            return _pooled(layers.astype(jnp.float32), found.mask[None, :, :, None], pool)
 
         @jax.jit
         def predict(params: Params, input_ids: Array, segments: Array, at: Array):
@@ -59,55 +70,35 @@ class BertEncoder(Encoder):
 
         self._forward, self._predict, self._logits = forward, predict, logits
 
-    def encode(
+    def warm_up(
         self,
-        texts: Text | Sequence[Text],
+        max_length: int | None = None,
         *,
-        all_layers: bool = True,
-        batch_size: int = 32,
-        on_too_long: Literal["error", "truncate", "split"] = "error",
-        stride: int = 0,
-    ) -> Representations:
-        """Vectors of texts.
+        layers: Layers | None = None,
+        pool: Pool | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        show_progress: bool = False,
+    ) -> int:
+        """Compiles all that `encode` with these arguments can ever need, and returns how many shapes that is.
 
         Args:
-          texts: strings, or lists of words; a single string is a list of one.
-          all_layers: keep every layer; False keeps the last.
-          batch_size: texts at once.
-          on_too_long: a text longer than the model takes is an error, or is truncated, or split into several rows that
-            overlap by `stride` tokens.
-          stride: see above.
-
-        Returns:
-          float32 arrays on the host, as long as the longest row, zero at padding.
-
-        Raises:
-          InputError: a text is too long, or no text, or there is no tokenizer.
+          max_length: of the texts, special tokens counted; None is what the model takes.
+          layers: as in `encode`, like the others.
+          pool: see there.
+          batch_tokens: see there.
+          show_progress: see there.
         """
-        tokenizer = self._tokenizer()
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        if not texts:
-            raise InputError("texts: found none, expected at least one")
-        rows = model_inputs(tokenizer, texts, max_length=self.config.max_length, on_too_long=on_too_long, stride=stride)
-        length = max(len(row.input_ids) for row in rows)
-        encoded = self._run(
-            _padded([row.input_ids for row in rows], length, tokenizer.specials.pad),
-            _padded([row.token_type_ids for row in rows], length, 0),
-            _padded([np.ones(len(row.input_ids), np.int32) for row in rows], length, 0),
-            all_layers,
-            batch_size,
-        )
-        word_ids = [_own_words(row) for row in rows]
-        counts = [
-            len(texts[row.text]) if not isinstance(texts[row.text], str) and row.start == 0 else int(ids.max()) + 1
-            for row, ids in zip(rows, word_ids, strict=True)
-        ]
-        return encoded._replace(
-            tokens=tuple(tuple(tokenizer.tokens(row.input_ids)) for row in rows),
-            word_ids=_padded(word_ids, length, -1),
-            num_words=tuple(counts),
-            texts=tuple(row.text for row in rows),
-        )
+        ask = self._ask(layers, pool, batch_tokens, "error", 0)
+        longest = self.config.max_length if max_length is None else min(max_length, self.config.max_length)
+        shapes = compiled_shapes(self.config.max_length, batch_tokens)
+        # What the longest text is padded to is needed too.
+        shapes = [shape for shape in shapes if shape[1] <= padded_length(longest, self.config.max_length)]
+        with progress(len(shapes), show_progress) as done:
+            for shape in shapes:
+                zeros = np.zeros(shape, np.int32)
+                self._forward(self.params, zeros, zeros, zeros + 1, ask.chosen, ask.pool).block_until_ready()
+                done(1)
+        return len(shapes)
 
     def encode_ids(
         self,
@@ -115,16 +106,18 @@ class BertEncoder(Encoder):
         attention_mask: Int[Array, "B T"] | None = None,
         token_type_ids: Int[Array, "B T"] | None = None,
         *,
-        all_layers: bool = True,
-        batch_size: int = 32,
+        layers: Layers = "all",
+        batch_tokens: int = BATCH_TOKENS,
     ) -> Representations:
         """Vectors of rows of ids, special tokens included; 0 in `attention_mask` is padding.
 
         Raises:
-          InputError: shapes differ, rows are too long, or an id is not in the vocabulary.
+          InputError: shapes differ, rows are too long, an id is not in the vocabulary, or there is no such layer.
         """
         ids, mask, types = self._checked(input_ids, attention_mask, token_type_ids)
-        return self._run(ids, types, mask, all_layers, batch_size)
+        ends = mask.shape[1] - mask[:, ::-1].argmax(1)
+        rows = [_Row(*(x[row, :end] for x in (ids, types, mask))) for row, end in enumerate(ends)]
+        return self._tokens(rows, ids.shape[1], self._ask(layers, None, batch_tokens, "error", 0), lambda count: None)
 
     def logits(
         self,
@@ -183,7 +176,7 @@ class BertEncoder(Encoder):
         if not len(at):
             mask = tokenizer.tokens([tokenizer.specials.mask])[0]
             raise InputError(f"text: found no {mask} in {text[:60]!r}, expected at least one")
-        length = self._bucket(len(row.input_ids))
+        length = padded_length(len(row.input_ids), self.config.max_length)
         ids = _padded([row.input_ids], length, tokenizer.specials.pad)
         segments = _padded([np.ones(len(row.input_ids), np.int32)], length, 0)
         result = []
@@ -193,46 +186,98 @@ class BertEncoder(Encoder):
             result.append([Candidate(name, float(probabilities[i])) for name, i in zip(names, best, strict=True)])
         return result
 
-    def _bucket(self, length: int) -> int:
-        """The length that is compiled for: a few, so that a new text seldom means a new compilation."""
-        bucket = 16
-        while bucket < length:
-            bucket *= 2
-        return min(bucket, self.config.max_length)
+    def _prepare(self, texts: Sequence[Text], ask: Ask) -> _Prepared:
+        rows = model_inputs(
+            self._tokenizer(),
+            texts,
+            max_length=self.config.max_length,
+            on_too_long=ask.on_too_long,
+            stride=ask.stride,
+        )
+        return _Prepared(texts, rows)
 
-    def _run(
-        self, ids: np.ndarray, types: np.ndarray, segments: np.ndarray, all_layers: bool, batch_size: int
-    ) -> Representations:
-        count, length = ids.shape
-        depth, width = self.config.num_layers + 1, self.config.hidden_size
-        last = np.zeros((count, length, width), np.float32)
-        layers = np.zeros((depth, count, length, width), np.float32) if all_layers else None
-        for rows in _by_length(segments, batch_size):
-            longest = int(segments[rows].shape[1] - segments[rows][:, ::-1].argmax(1).min())
-            shape = (_power_of_two(len(rows), batch_size), self._bucket(longest))
-            padded = [_pad_to(x[rows, :longest], shape) for x in (ids, types, segments)]
-            found, all_found, _ = jax.device_get(self._forward(self.params, *padded, all_layers))
-            # Zeros at padding, so that nothing there depends on the neighbours' lengths.
-            inside = segments[rows, :longest, None] > 0
-            last[rows, :longest] = np.where(inside, found[: len(rows), :longest], 0)
-            if layers is not None:
-                layers[:, rows, :longest] = np.where(inside, all_found[:, : len(rows), :longest], 0)
-        return Representations(last, layers, segments > 0)
+    def _encode(self, prepared: _Prepared, ask: Ask, done: Callable[[int], object]) -> Representations:
+        texts, rows = prepared
+        length = max(len(row.input_ids) for row in rows)
+        encoded = self._tokens(list(map(_row, rows)), length, ask, done)
+        word_ids = [_own_words(row) for row in rows]
+        counts = [
+            len(texts[row.text]) if not isinstance(texts[row.text], str) and row.start == 0 else int(ids.max()) + 1
+            for row, ids in zip(rows, word_ids, strict=True)
+        ]
+        return encoded._replace(
+            tokens=tuple(tuple(self.tokenizer.tokens(row.input_ids)) for row in rows),
+            word_ids=_padded(word_ids, length, -1),
+            num_words=tuple(counts),
+            texts=tuple(row.text for row in rows),
+        )
+
+    def _pooled(self, prepared: _Prepared, ask: Ask, done: Callable[[int], object]) -> Float[np.ndarray, "K B D"]:
+        found = np.empty((len(ask.chosen), len(prepared.rows), self.config.hidden_size), np.float32)
+        for members, vectors in self._batches(list(map(_row, prepared.rows)), ask):
+            found[:, members] = vectors[:, : len(members)]
+            done(len(members))
+        return found
+
+    def _tokens(self, rows: Sequence[_Row], length: int, ask: Ask, done: Callable[[int], object]) -> Representations:
+        layers = np.zeros((len(ask.chosen), len(rows), length, self.config.hidden_size), np.float32)
+        for members, vectors in self._batches(rows, ask):
+            longest = min(vectors.shape[2], length)
+            layers[:, members, :longest] = vectors[:, : len(members), :longest]
+            done(len(members))
+        mask = _padded([row.segments for row in rows], length, 0) > 0
+        if ask.layers == "last":
+            return Representations(layers[0], None, mask)
+        numbers = None if ask.layers == "all" else ask.chosen
+        last = layers[ask.chosen.index(self.config.num_layers)] if self.config.num_layers in ask.chosen else None
+        return Representations(last, layers, mask, numbers=numbers)
+
+    def _batches(self, rows: Sequence[_Row], ask: Ask) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Members of each batch, and their vectors; one batch is computed while the caller has the one before."""
+        waiting: deque[tuple[np.ndarray, Array]] = deque()
+        lengths = [len(row.input_ids) for row in rows]
+        for members, shape in plan_batches(lengths, self.config.max_length, ask.batch_tokens):
+            arrays = [np.zeros(shape, np.int32) for _ in _Row._fields]
+            for place, member in enumerate(members):
+                for array, values in zip(arrays, rows[member], strict=True):
+                    array[place, : len(values)] = values
+            waiting.append((members, self._forward(self.params, *arrays, ask.chosen, ask.pool)))
+            if len(waiting) > 1:
+                members, vectors = waiting.popleft()
+                yield members, np.asarray(vectors)
+        for members, vectors in waiting:
+            yield members, np.asarray(vectors)
 
 
-def _by_length(segments: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """Rows of like length together."""
-    order = np.argsort(-segments.sum(1), kind="stable")
-    for begin in range(0, len(order), batch_size):
-        yield order[begin : begin + batch_size]
+class _Prepared(NamedTuple):
+    """Texts, and what the tokenizer made of them."""
+
+    texts: Sequence[Text]
+    rows: list[Inputs]
 
 
-def _power_of_two(count: int, most: int) -> int:
-    return min(1 << (count - 1).bit_length(), most)
+class _Row(NamedTuple):
+    """What the model reads of a row; segments are 1 at tokens and 0 at padding within."""
+
+    input_ids: np.ndarray
+    token_types: np.ndarray
+    segments: np.ndarray
 
 
-def _pad_to(x: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    return np.pad(x, ((0, shape[0] - x.shape[0]), (0, max(shape[1] - x.shape[1], 0))))
+def _row(inputs: Inputs) -> _Row:
+    return _Row(inputs.input_ids, inputs.token_type_ids, np.ones(len(inputs.input_ids), np.int32))
+
+
+def _pooled(layers: Float[Array, "K B T D"], mask: Bool[Array, "1 B T 1"], pool: Pool | None) -> Array:
+    """Zeros at padding, or one vector a row; a row without tokens, which fills a batch up, gives zeros."""
+    if pool == "cls":
+        return layers[:, :, 0]
+    if pool == "max":
+        return jnp.where(mask, layers, -jnp.inf).max(2)
+    inside = jnp.where(mask, layers, 0.0)
+    if pool is None:
+        return inside
+    return inside.sum(2) / jnp.maximum(mask.sum(2, dtype=jnp.float32), 1.0)
 
 
 def _padded(rows: Sequence[np.ndarray], length: int, fill: int) -> Int[np.ndarray, "B T"]:

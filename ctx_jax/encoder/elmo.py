@@ -5,19 +5,23 @@ The character CNN sees each distinct word once, and remembers it; the LSTMs see 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ctx_jax.arrays import Representations
-from ctx_jax.encoder.base import Encoder, Text
+from ctx_jax.encoder.base import Ask, Encoder, Text
+from ctx_jax.encoder.batches import BATCH_TOKENS
 from ctx_jax.errors import InputError
 from ctx_jax.interop.pretrained import Pooling
+from ctx_jax.interop.programs.forward import Layers
 from ctx_jax.models.elmo import ElmoConfig, ElmoForPreTraining, ElmoState
 from ctx_jax.nn.parameters import Bound, Params
 from ctx_jax.packing import pack
@@ -27,9 +31,6 @@ from ctx_jax.text.words import split_words
 
 NEW_WORDS_AT_ONCE = 512
 """Words that the character CNN sees at once, at most."""
-
-WORDS_AT_ONCE = 16_384
-"""Words that the LSTMs see at once, unless one text has more: the original's three layers of them are 200 MB."""
 
 WORDS_REMEMBERED = 100_000
 """Words whose vectors are kept between calls; the oldest make room."""
@@ -56,78 +57,71 @@ class ElmoEncoder(Encoder):
         super().__init__(config, params, tokenizer, pooling)
         self._characters = Characters(config.max_characters)
         self._known: dict[str, np.ndarray] = {}
+        self._lock = threading.Lock()  # what is known changes
         bound = Bound(lambda rngs: ElmoForPreTraining(config, rngs=rngs))
 
         @jax.jit
         def words(params: Params, char_ids: Int[Array, "N C"]) -> Float[Array, "N P"]:
             return bound(params).encoder.words(char_ids, config.dtype)
 
-        @partial(jax.jit, static_argnames="all_layers")
-        def contextualise(params: Params, rows: _Rows, state: ElmoState | None, all_layers: bool):
+        @partial(jax.jit, static_argnames="chosen")
+        def contextualise(params: Params, rows: _Rows, state: ElmoState | None, chosen: tuple[int, ...]):
+            last_alone = chosen == (config.num_layers,)
             found, state = bound(params).encoder.contextualise(
-                rows.vectors, rows.lengths, state, begins=rows.begins, all_layers=all_layers
+                rows.vectors, rows.lengths, state, begins=rows.begins, all_layers=not last_alone
             )
-            return found.last[None] if found.layers is None else found.layers, state
+            if last_alone:
+                return found.last[None], state
+            whole = chosen == tuple(range(config.num_layers + 1))
+            return found.layers if whole else jnp.stack([found.layers[layer] for layer in chosen]), state
 
         self._words, self._contextualise = words, contextualise
 
-    def encode(
-        self,
-        texts: Text | Sequence[Text],
-        *,
-        all_layers: bool = True,
-        batch_size: int = 32,
-        on_too_long: Literal["error", "truncate", "split"] = "error",
-        stride: int = 0,
-    ) -> Representations:
-        """Vectors of texts. Each begins anew: it has the same vectors whatever was encoded before or beside it.
-
-        Args:
-          texts: strings, which are split at white space and punctuation, or lists of words.
-          all_layers: keep every layer, 0 being the word's vector twice; False keeps the last.
-          batch_size: rows at once, at most; a row holds as many texts as it has room for.
-          on_too_long: no text is too long for an ELMo.
-          stride: likewise.
-
-        Returns:
-          float32 arrays on the host, a place for each word, zero behind a text's last one. `tokens` are the words.
-
-        Raises:
-          InputError: a text is no string and no list of strings, or there is none.
-        """
-        del on_too_long, stride
-        texts = _texts_of_words(texts)
-        self._learn(word for words in texts for word in words)
-        layers = self._empty(texts, all_layers)
-        length = _bucket(max(map(len, texts)) + 2)
-        rows_at_once = min(batch_size, max(WORDS_AT_ONCE // length, 1))
-        lengths = np.array([len(words) + 2 for words in texts])
-        longest_first = np.argsort(-lengths, kind="stable")
-        starts, order = pack(lengths[longest_first], length, per_row=length)
-        rows = [longest_first[order[a:b]] for a, b in pairwise(starts)]
-        for begin in range(0, len(rows), rows_at_once):
-            some = rows[begin : begin + rows_at_once]
-            self._read(texts, some, _power_of_two(len(some), rows_at_once), length, None, layers)
-        return _representations(texts, layers, all_layers)
-
     def encode_on(
-        self, sentences: Sequence[Text], state: ElmoState | None = None, *, all_layers: bool = True
+        self, sentences: Sequence[Text], state: ElmoState | None = None, *, layers: Layers = "all"
     ) -> tuple[Representations, ElmoState]:
         """Vectors of the next sentence of each of several texts, and the state to go on with.
 
         Args:
           sentences: one for each text, in the same order every time.
           state: as the call before returned it; None at the beginning of the texts.
-          all_layers: as in `encode`.
+          layers: as in `encode`.
         """
+        ask = self._ask(layers, None, BATCH_TOKENS, "error", 0)
         texts = _texts_of_words(sentences)
         if state is not None and (found := state.forward[0].cell.shape[0]) != len(texts):
             raise InputError(f"sentences: found {len(texts)}, expected {found}, as many as the state is of")
-        self._learn(word for words in texts for word in words)
-        layers = self._empty(texts, all_layers)
-        length = _bucket(max(map(len, texts)) + 2)
-        state = self._read(texts, [[text] for text in range(len(texts))], len(texts), length, state, layers)
-        return _representations(texts, layers, all_layers), state
+        with self._lock:
+            self._learn(word for words in texts for word in words)
+            found = self._empty(texts, ask)
+            length = _bucket(max(map(len, texts)) + 2)
+            state = self._read(texts, [[text] for text in range(len(texts))], len(texts), length, state, ask, found)
+        return self._representations(texts, found, ask), state
+
+    def _prepare(self, texts: Sequence[Text], ask: Ask) -> list[list[str]]:
+        del ask  # no text is too long
+        return _texts_of_words(texts)
+
+    def _encode(self, prepared: list[list[str]], ask: Ask, done: Callable[[int], object]) -> Representations:
+        with self._lock:
+            self._learn(word for words in prepared for word in words)
+            layers = self._empty(prepared, ask)
+            length = _bucket(max(map(len, prepared)) + 2)
+            rows_at_once = max(ask.batch_tokens // length, 1)
+            rows_at_once = 1 << (rows_at_once.bit_length() - 1)
+            lengths = np.array([len(words) + 2 for words in prepared])
+            longest_first = np.argsort(-lengths, kind="stable")
+            starts, order = pack(lengths[longest_first], length, per_row=length)
+            rows = [longest_first[order[a:b]] for a, b in pairwise(starts)]
+            for begin in range(0, len(rows), rows_at_once):
+                some = rows[begin : begin + rows_at_once]
+                self._read(prepared, some, _power_of_two(len(some), rows_at_once), length, None, ask, layers)
+                done(sum(map(len, some)))
+        return self._representations(prepared, layers, ask)
+
+    def _pooled(self, prepared: list[list[str]], ask: Ask, done: Callable[[int], object]) -> np.ndarray:
+        found = self._encode(prepared, ask._replace(layers=list(ask.chosen)), done)
+        return np.stack([found.sentences(ask.pool, layer=layer) for layer in ask.chosen])
 
     def _learn(self, words: Iterator[str]) -> None:
         """Runs the character CNN over the words that are not known yet."""
@@ -150,11 +144,12 @@ class ElmoEncoder(Encoder):
         count: int,
         length: int,
         state: ElmoState | None,
-        layers: Float[np.ndarray, "L N T D"],
+        ask: Ask,
+        layers: Float[np.ndarray, "K N T D"],
     ) -> ElmoState:
-        """Runs the LSTMs over rows of texts, by number, and writes their vectors into `layers`, all or the last."""
+        """Runs the LSTMs over rows of texts, by number, and writes the vectors that were asked for into `layers`."""
         batch = self._rows([[texts[text] for text in row] for row in rows], count, length)
-        found, state = self._contextualise(self.params, batch, state, len(layers) > 1)
+        found, state = self._contextualise(self.params, batch, state, ask.chosen)
         found = np.asarray(found)
         for row, members in enumerate(rows):
             place = 1
@@ -178,13 +173,28 @@ class ElmoEncoder(Encoder):
                 lengths[row] = place.stop
         return _Rows(vectors, lengths, begins)
 
-    def _empty(self, texts: Sequence[Sequence[str]], all_layers: bool) -> Float[np.ndarray, "L B T D"]:
-        depth = self.config.num_layers + 1 if all_layers else 1
-        return np.zeros((depth, len(texts), max(map(len, texts)), 2 * self.config.projection_dim), np.float32)
+    def _empty(self, texts: Sequence[Sequence[str]], ask: Ask) -> Float[np.ndarray, "K B T D"]:
+        width = 2 * self.config.projection_dim
+        return np.zeros((len(ask.chosen), len(texts), max(map(len, texts)), width), np.float32)
+
+    def _representations(self, texts: Sequence[Sequence[str]], layers: np.ndarray, ask: Ask) -> Representations:
+        lengths = np.array([len(words) for words in texts])
+        place = np.arange(layers.shape[2])
+        mask = place[None, :] < lengths[:, None]
+        last = layers[ask.chosen.index(self.config.num_layers)] if self.config.num_layers in ask.chosen else None
+        return Representations(
+            last,
+            None if ask.layers == "last" else layers,
+            mask,
+            tokens=tuple(map(tuple, texts)),
+            word_ids=np.where(mask, place[None, :], -1),
+            num_words=tuple(lengths.tolist()),
+            texts=tuple(range(len(texts))),
+            numbers=None if ask.layers in ("all", "last") else ask.chosen,
+        )
 
 
-def _texts_of_words(texts: Text | Sequence[Text]) -> list[list[str]]:
-    texts = [texts] if isinstance(texts, str) else list(texts)
+def _texts_of_words(texts: Sequence[Text]) -> list[list[str]]:
     if not texts:
         raise InputError("texts: found none, expected at least one")
     rows = []
@@ -196,21 +206,6 @@ def _texts_of_words(texts: Text | Sequence[Text]) -> list[list[str]]:
             raise InputError(f"texts[{number}]: found {text!r:.40}, expected a string or a list of words")
         rows.append(list(text))
     return rows
-
-
-def _representations(texts: Sequence[Sequence[str]], layers: np.ndarray, all_layers: bool) -> Representations:
-    lengths = np.array([len(words) for words in texts])
-    place = np.arange(layers.shape[2])
-    mask = place[None, :] < lengths[:, None]
-    return Representations(
-        layers[-1],
-        layers if all_layers else None,
-        mask,
-        tokens=tuple(map(tuple, texts)),
-        word_ids=np.where(mask, place[None, :], -1),
-        num_words=tuple(lengths.tolist()),
-        texts=tuple(range(len(texts))),
-    )
 
 
 def _bucket(length: int) -> int:

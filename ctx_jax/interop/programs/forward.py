@@ -76,7 +76,7 @@ def forward_program(config: BertConfig | ElmoConfig, *, layers: Layers = "all", 
     for head in heads:
         if head not in has:
             raise InputError(f"heads: found {head!r}, expected some of the model's: {', '.join(has) or 'none'}")
-    chosen = _chosen(layers, config.num_layers + 1)
+    chosen = chosen_layers(layers, config.num_layers + 1)
     if isinstance(config, ElmoConfig):
         # Steps of a symbolic number cannot be written out.
         return _elmo(dataclasses.replace(config, unroll=False), chosen)
@@ -184,8 +184,12 @@ def _layers(last: Array, layers: Array | None, chosen: list[int] | None) -> Name
     return found
 
 
-def _chosen(layers: Layers, count: int) -> list[int] | None:
-    """Layers from 0; None is the last one alone."""
+def chosen_layers(layers: Layers, count: int) -> list[int] | None:
+    """Numbers of layers, from 0, of so many; None is the last one alone.
+
+    Raises:
+      InputError: there is no such layer.
+    """
     if isinstance(layers, str):
         if layers not in ("all", "last"):
             raise InputError(f"layers: found {layers!r}, expected 'all', 'last' or a list of numbers")
