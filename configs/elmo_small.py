@@ -7,8 +7,8 @@ Windows of 20 words, dropout 0.1, a softmax sampled with 8,192 of the 50,000 mos
 but AdamW on 32 streams instead of Adagrad on 128, which gets further in the hours of a small machine.
 
 On 2026-11-24 on 2 shared cores of an AMD EPYC (Zen 4), in 73 minutes at the lowest priority: after these 1,500 steps,
-0.96 M words, held-out perplexity 262 forwards and 256 backwards, where a 5-gram Kneser-Ney model of all 69.9 M words has
-136: results/elmo_small/.
+0.96 M words, held-out perplexity 262 forwards and 256 backwards, where a 5-gram Kneser-Ney model of all 69.9 M words
+has 136: results/elmo_small/.
 """
 
 from ctx_jax.data.plan import RowsConfig
