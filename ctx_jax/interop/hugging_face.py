@@ -74,22 +74,25 @@ _REFUSED = {
     "inner_group_num": 1,
 }
 """What changes the computation, with the only value that we have."""
+_SAME = {"xlm-roberta": "roberta", "camembert": "roberta"}
+"""Other vocabularies and texts, the same computation under the same names."""
 _CLASSIFIERS = {"TokenClassification": "token_classifier", "SequenceClassification": "sequence_classifier"}
 _OLD = replace(PYTORCH, norm={"scale": ("gamma", whole), "bias": ("beta", whole)})
 """Files of before 2019, and their copies: bert-base-uncased is one."""
 
 
 def family_of(record: Mapping[str, Any], where: str) -> str:
-    """The `model_type` of a config.json.
+    """The family of a config.json's `model_type`.
 
     Raises:
       InputError: it is none that we have.
     """
     kind = record.get("model_type")
-    if kind not in FAMILIES:
-        near = did_you_mean(str(kind), FAMILIES)
-        raise InputError(f"{where}: model_type: found {kind!r}, expected one of {', '.join(FAMILIES)}{near}")
-    return kind
+    known = {**dict.fromkeys(FAMILIES), **_SAME}
+    if kind not in known:
+        near = did_you_mean(str(kind), known)
+        raise InputError(f"{where}: model_type: found {kind!r}, expected one of {', '.join(known)}{near}")
+    return _SAME.get(kind, kind)
 
 
 def read_config(record: Mapping[str, Any], where: str, **known: Any) -> BertConfig:
@@ -258,7 +261,7 @@ def find(names: Collection[str], record: Mapping[str, Any], flax: bool, where: s
     Raises:
       InputError: there is no token table, or a classifier of unknown kind.
     """
-    kind = record["model_type"]
+    kind = family_of(record, where)
     family, dialect = FAMILIES[kind], FLAX if flax else PYTORCH
     token = dialect.name(family.encoder["embeddings/token"], dialect.leaves("encoder/embeddings/token")["table"][0])
     before = [name.removesuffix(token) for name in names if name.endswith(token)]

@@ -9,7 +9,7 @@ import numpy as np
 import tokenizers
 
 from ctx_jax.errors import InputError
-from ctx_jax.text.library import SpacedTokenizer
+from ctx_jax.text.fast import SpacedTokenizer
 from ctx_jax.text.tokenizer import Layout
 from ctx_jax.text.vocabulary import read_file, read_json, write_config
 

@@ -13,7 +13,7 @@ import tokenizers
 
 from ctx_jax.errors import InputError
 from ctx_jax.text.bpe import SPACE
-from ctx_jax.text.library import SpacedTokenizer
+from ctx_jax.text.fast import SpacedTokenizer
 from ctx_jax.text.tokenizer import Layout, Specials
 from ctx_jax.text.vocabulary import read_json, write_config
 

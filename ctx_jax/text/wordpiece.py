@@ -8,7 +8,7 @@ import numpy as np
 import tokenizers
 
 from ctx_jax.errors import InputError
-from ctx_jax.text.library import LibraryTokenizer
+from ctx_jax.text.fast import LibraryTokenizer
 from ctx_jax.text.tokenizer import Specials
 from ctx_jax.text.vocabulary import has_capitals, read_file, write_config
 

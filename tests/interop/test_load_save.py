@@ -267,7 +267,11 @@ NORM = "bert.encoder.layer.1.output.LayerNorm.weight"
             {"num_attention_heads": 3},
             r"config\.json: BertConfig\.hidden_size 16 is not a multiple of num_heads 3",
         ),
-        (drop("x"), {"model_type": "t5"}, r"config\.json: model_type: found 't5', expected one of bert, roberta"),
+        (
+            drop("x"),
+            {"model_type": "t5"},
+            r"config\.json: model_type: found 't5', expected one of bert, roberta, electra",
+        ),
         (drop("x"), {"position_embedding_type": "relative_key"}, r"position_embedding_type: found 'relative_key'"),
         (drop("x"), {"is_decoder": True}, r"is_decoder: found True, expected False"),
         (drop("x"), {"num_hidden_layers": 4}, r"found no tensor bert\.encoder\.layer\.3\.attention"),

@@ -37,6 +37,8 @@ CLASSES = {
     "RobertaForSequenceClassification": ROBERTA | LABELS,
     "RobertaForTokenClassification": ROBERTA | LABELS,
     "RobertaForQuestionAnswering": ROBERTA,
+    "XLMRobertaForMaskedLM": ROBERTA,
+    "CamembertForSequenceClassification": ROBERTA | LABELS,
     "ElectraModel": ELECTRA,
     "ElectraForPreTraining": ELECTRA,
     "ElectraForMaskedLM": ELECTRA,
