@@ -110,8 +110,8 @@ def test_encode_into_shards(run, tmp_path, capsys, monkeypatch):
     """Killed between shards, it goes on with the one that is missing; other texts or options are refused."""
     import numpy as np
 
-    from ctx_jax import Encoder
-    from ctx_jax.encoder.shards import read_shards
+    from ctx_jax import Encoder, InputError
+    from ctx_jax.encoder.shards import read_shards, write_shards
 
     lines = [f"A set of {number} names is empty." for number in range(11)]
     text = tmp_path / "texts.txt"
@@ -136,6 +136,11 @@ def test_encode_into_shards(run, tmp_path, capsys, monkeypatch):
     assert cli.main(["encode", str(run), *lines[:2], "--pool", "cls"]) == 0
     assert "cls [2, 16] float32" in capsys.readouterr().out
     assert cli.main(["encode", str(run), "--file", str(tmp_path / "none"), "--pool", "cls"]) == 2
+    other = Encoder.from_pretrained(run)
+    table = other.params["encoder"]["embeddings"]["token"]["table"]
+    other.params["encoder"]["embeddings"]["token"]["table"] = table * 1.01
+    with pytest.raises(InputError, match="was begun with model"):
+        write_shards(other, lines, out, rows=4, batch_tokens=8192)
     (tmp_path / "mine").mkdir()
     assert cli.main(["encode", str(run), *lines[:2], "--pool", "cls", "--out", str(tmp_path / "mine")]) == 2
     assert "expected a folder of shards" in capsys.readouterr().err

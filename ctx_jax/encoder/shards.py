@@ -19,6 +19,7 @@ from ctx_jax.encoder.base import Encoder, OnTooLong, Pool, Text
 from ctx_jax.errors import InputError
 from ctx_jax.interop.files.replacing import replacing
 from ctx_jax.interop.programs.forward import Layers
+from ctx_jax.nn.parameters import flat_paths
 
 ABOUT = "about.json"
 ROWS = 65_536
@@ -60,7 +61,7 @@ def write_shards(
     """
     folder = pathlib.Path(folder)
     about = {
-        "model": hashlib.sha256(repr(encoder.config).encode()).hexdigest()[:16],
+        "model": _fingerprint(encoder),
         "layers": layers if isinstance(layers, str) else list(layers),
         "pool": pool,
         "on_too_long": on_too_long,
@@ -120,6 +121,15 @@ def _read_about(folder: pathlib.Path) -> dict[str, Any]:
 def _note(folder: pathlib.Path, about: dict[str, Any], shards: dict[str, str]) -> None:
     with replacing(folder / ABOUT) as (file,):
         file.write((json.dumps({**about, "shards": shards}, indent=2) + "\n").encode())
+
+
+def _fingerprint(encoder: Encoder) -> str:
+    """Of the configuration and a thousand values of every leaf: other weights are another model."""
+    found = hashlib.sha256(repr(encoder.config).encode())
+    for path, leaf in flat_paths(encoder.params).items():
+        found.update(path.encode())
+        found.update(np.asarray(leaf.reshape(-1)[:: max(leaf.size // 1000, 1)]).tobytes())
+    return found.hexdigest()[:16]
 
 
 def _hash(texts: list[Text]) -> str:
