@@ -5,7 +5,10 @@ import pathlib
 
 # Nearly all the time of the tests is compilation; without LLVM's optimisations it takes a third.
 QUICK_COMPILE = "--xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICK_COMPILE}"
+# Eight devices on a busy machine wait for each other longer than the 40 seconds after which XLA ends the process.
+PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+FLAGS = f"--xla_force_host_platform_device_count=8 {QUICK_COMPILE} {PATIENCE}"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
