@@ -5,7 +5,8 @@ A reader is whatever can read the folder: ours, and the other framework's own wh
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib
+import importlib.util
 import json
 import pathlib
 from collections.abc import Callable, Iterator
@@ -133,10 +134,10 @@ def _checks(folder: pathlib.Path, format: str, inputs: dict[str, np.ndarray], ou
         again = load(folder)
         yield _compared(f"ctx_jax {ctx_jax.__version__}", model_outputs(again, inputs), outputs)
         readers = _READERS.get(format, ())
-    for distributions, read in readers:
-        versions = _versions(distributions)
+    for modules, read in readers:
+        versions = _versions(modules)
         if versions is None:
-            yield Check(f"{distributions[0]} (not installed)", None)
+            yield Check(f"{modules[0]} (not installed)", None)
             continue
         yield _compared(versions, *read(folder, inputs, outputs))
 
@@ -171,11 +172,11 @@ def _seen(value: np.ndarray, inputs: dict[str, np.ndarray]) -> np.ndarray:
     return np.where(seen.reshape(*seen.shape, *(1,) * (value.ndim - seen.ndim)) > 0, value, 0)
 
 
-def _versions(distributions: tuple[str, ...]) -> str | None:
-    try:
-        return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in distributions)
-    except importlib.metadata.PackageNotFoundError:
+def _versions(modules: tuple[str, ...]) -> str | None:
+    """By the modules, for a distribution may be called otherwise: tensorflow-cpu, onnxruntime-gpu."""
+    if any(importlib.util.find_spec(name) is None for name in modules):
         return None
+    return ", ".join(f"{name} {importlib.import_module(name).__version__}" for name in modules)
 
 
 def _transformers(folder: pathlib.Path, inputs: dict[str, np.ndarray], outputs: Outputs) -> tuple[Outputs, Outputs]:
@@ -262,7 +263,7 @@ _READERS: _Readers = {
     "flax": ((("flax",), _flax),),
     "google-bert": ((("tensorflow",), _tensorflow),),
 }
-"""By format: the other frameworks' own readers, with the distributions that they need. They give what they found, and
+"""By format: the other frameworks' own readers, with the modules that they need. They give what they found, and
 what was expected."""
 _PROGRAMS: _Readers = {
     "stablehlo": ((("jax",), _stablehlo),),
