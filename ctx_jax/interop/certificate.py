@@ -26,9 +26,9 @@ from ctx_jax.interop.load import load, read_json
 from ctx_jax.interop.pretrained import Pretrained
 from ctx_jax.interop.programs.forward import Layers, forward_program
 from ctx_jax.interop.programs.stablehlo import read_stablehlo
-from ctx_jax.interop.tables import nested
 from ctx_jax.models.bert import BertConfig
 from ctx_jax.models.elmo import ElmoConfig
+from ctx_jax.nn.parameters import nested
 from ctx_jax.text.characters import Characters
 
 FILE, ARRAYS = "certificate.json", "certificate.npz"

@@ -6,7 +6,7 @@ one table, and no way back that could differ from the way there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 
 from ctx_jax.errors import InputError
 from ctx_jax.interop.files.tensors import StoredTensor, Tensors, copy_out
-from ctx_jax.nn.parameters import Params, flat_paths
+from ctx_jax.nn.parameters import Params, flat_paths, nested
 
 _ALIGNMENT = 64
 """JAX takes over arrays of the processor's memory that begin at a multiple of so many bytes, and copies others."""
@@ -98,18 +98,6 @@ def write_params(entries: Iterable[Entry], params: Params) -> dict[str, np.ndarr
     for name, found in pieces.items():
         tensors[name] = np.concatenate([piece for _, piece in sorted(found, key=lambda pair: pair[0])])
     return tensors
-
-
-def nested(leaves: Mapping[str, jax.Array | np.ndarray]) -> Params:
-    """The tree of leaves by path: `flat_paths` backwards."""
-    tree: Params = {}
-    for path, leaf in leaves.items():
-        *folders, name = path.split("/")
-        here = tree
-        for folder in folders:
-            here = here.setdefault(folder, {})
-        here[name] = leaf
-    return tree
 
 
 def _fill(part: Part, leaf: np.ndarray, tensors: Tensors, where: str) -> None:

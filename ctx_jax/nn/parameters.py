@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -55,3 +55,15 @@ def count_parameters(params: Params) -> int:
 def flat_paths(params: Params) -> dict[str, Any]:
     """Leaves by path, `encoder/layers/attention/out/kernel`."""
     return {"/".join(str(k.key) for k in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def nested(leaves: Mapping[str, Any]) -> Params:
+    """The tree of leaves by path: `flat_paths` backwards."""
+    tree: Params = {}
+    for path, leaf in leaves.items():
+        *folders, name = path.split("/")
+        here = tree
+        for folder in folders:
+            here = here.setdefault(folder, {})
+        here[name] = leaf
+    return tree

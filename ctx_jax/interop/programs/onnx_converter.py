@@ -19,6 +19,7 @@ from jaxtyping import Array
 from ctx_jax.interop.programs.forward import Axes, forward_program
 from ctx_jax.models.bert import BertConfig
 from ctx_jax.models.elmo import ElmoConfig
+from ctx_jax.nn.parameters import nested
 
 _CONFIGS = {config.__name__: config for config in (BertConfig, ElmoConfig)}
 _MOST = 2**31 - 1 - 2**24  # bytes of a protobuf, less something for the program itself
@@ -29,14 +30,8 @@ def convert(folder: pathlib.Path) -> None:
     request = json.loads((folder / "request.json").read_text())
     config = _CONFIGS[request["model"]](**request["config"])
     program = forward_program(config, layers=request["layers"], heads=request["heads"])
-    params: dict = {}
     with np.load(folder / "weights.npz") as weights:
-        for path in weights.files:
-            *parents, name = path.split("/")
-            at = params
-            for parent in parents:
-                at = at.setdefault(parent, {})
-            at[name] = jnp.asarray(weights[path])
+        params = nested({path: jnp.asarray(weights[path]) for path in weights.files})
 
     def function(*inputs: Array) -> tuple[Array, ...]:
         outputs = program.function(params, dict(zip(program.inputs, inputs, strict=True)))

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from ctx_jax.errors import InputError
+from ctx_jax.interop.files.replacing import replacing
 from ctx_jax.interop.programs.forward import (
     Layers,
     forward_program,
@@ -32,7 +33,7 @@ from ctx_jax.interop.programs.forward import (
 from ctx_jax.interop.programs.portable import PLATFORMS, export_function, require_readable
 from ctx_jax.models.bert import BertConfig
 from ctx_jax.models.elmo import ElmoConfig
-from ctx_jax.nn.parameters import Params, flat_paths
+from ctx_jax.nn.parameters import Params, flat_paths, nested
 
 _MAGIC = b"ctxjaxS1"
 _FOOTER = struct.Struct("<QI8s")  # bytes of the JSON, crc32 of all before this, magic
@@ -71,18 +72,12 @@ class StableHLO(NamedTuple):
         if params is None:
             raise InputError("params: found none, expected the weights: the program takes them as inputs")
         found = flat_paths(params)
-        tree: Params = {}
         for path, (dtype, shape) in self.about["parameters"].items():
             leaf = found.get(path)
             if leaf is None or (str(leaf.dtype), list(leaf.shape)) != (dtype, shape):
                 there = "none" if leaf is None else f"{leaf.dtype} {list(leaf.shape)}"
                 raise InputError(f"params: {path}: found {there}, expected {dtype} {shape}")
-            *folders, name = path.split("/")
-            at = tree
-            for folder in folders:
-                at = at.setdefault(folder, {})
-            at[name] = leaf
-        return self.exported.call(tree, checked)
+        return self.exported.call(nested({path: found[path] for path in self.about["parameters"]}), checked)
 
 
 def write_stablehlo(
@@ -107,8 +102,8 @@ def write_stablehlo(
       platforms: to lower for; the one file serves all of them.
 
     Raises:
-      InputError: the path is taken, the params do not fit the config, a platform is unknown, or the weights are too
-        large to be inside.
+      InputError: the path is taken or cannot be written, the params do not fit the config, a platform is unknown, or
+        the weights are too large to be inside.
     """
     path = require_new(path)
     for platform in platforms:
@@ -140,16 +135,9 @@ def write_stablehlo(
     description = json.dumps(about).encode()
     body = bytes(exported.serialize()) + description
     footer = _FOOTER.pack(len(description), zlib.crc32(body), _MAGIC)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(body)
-            file.write(footer)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as (file,):
+        file.write(body)
+        file.write(footer)
 
 
 def read_stablehlo(path: str | os.PathLike[str]) -> StableHLO:

@@ -157,10 +157,10 @@ def test_older_readers_find_no_op_that_they_do_not_know(bert_file):
 
 def test_nothing_is_left_of_a_write_that_failed(tmp_path, monkeypatch):
     def fail(_):
-        raise OSError("disk full")
+        raise OSError(28, "disk full")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match=r"file: cannot be written \(disk full\)"):
         write_stablehlo(tmp_path / "file", BERT, params_of(BERT), weights_inside=False, platforms=["cpu"])
     assert not list(tmp_path.iterdir())
 
