@@ -268,6 +268,7 @@ def _row(inputs: Inputs) -> _Row:
     return _Row(inputs.input_ids, inputs.token_type_ids, np.ones(len(inputs.input_ids), np.int32))
 
 
+@jax.named_scope("pooling")
 def _pooled(layers: Float[Array, "K B T D"], mask: Bool[Array, "1 B T 1"], pool: Pool | None) -> Array:
     """Zeros at padding, or one vector a row; a row without tokens, which fills a batch up, gives zeros."""
     if pool == "cls":

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
@@ -160,6 +161,7 @@ class BertEmbeddings(nnx.Module):
         self.type = make(config.type_vocab_size) if config.type_vocab_size else None
         self.norm = LayerNorm(width, eps=config.layer_norm_eps)
 
+    @jax.named_scope("input")
     def __call__(
         self, input_ids: Int[Array, "B T"], token_type_ids: Int[Array, "B T"], positions: Int[Array, "B T"]
     ) -> Float[Array, "B T E"]:
@@ -310,6 +312,7 @@ class BertWithHeads(nnx.Module):
         """float32 logits over the vocabulary for vectors taken at the predicted positions."""
         return self.masked_lm(vectors, self.encoder.embeddings.token.table[...])
 
+    @jax.named_scope("head")
     def next_sentence_logits(self, cls: Float[Array, "N D"]) -> Float[Array, "N 2"]:
         """float32 logits of (next, random) for vectors taken at `[CLS]`."""
         return self.next_sentence(self.pooled(cls)).astype(jnp.float32)

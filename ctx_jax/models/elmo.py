@@ -168,6 +168,7 @@ class Elmo(nnx.Module):
         vectors = self.word_vectors(jnp.where(present, char_ids, jnp.zeros((), char_ids.dtype)))
         return self.contextualise(vectors, lengths, state, dropout_keys=dropout_keys, all_layers=all_layers)
 
+    @jax.named_scope("layers")
     def contextualise(
         self,
         vectors: Float[Array, "B T P"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -17,6 +18,7 @@ class Pooler(nnx.Module):
     def __init__(self, width: int, *, stddev: float, rngs: nnx.Rngs):
         self.dense = Linear(width, width, stddev=stddev, rngs=rngs)
 
+    @jax.named_scope("pooling")
     def __call__(self, cls: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """Pools vectors that were already taken at `[CLS]`."""
         return jnp.tanh(self.dense(cls))
@@ -50,6 +52,7 @@ class MaskedLMHead(nnx.Module):
         self.table = None if tied else nnx.Param(truncated_normal(rngs, (vocab_size, embedding_width), stddev))
         self.bias = nnx.Param(jnp.zeros(vocab_size))
 
+    @jax.named_scope("head")
     def __call__(self, vectors: Float[Array, "N D"], token_table: Float[Array, "V E"]) -> Float[Array, "N V"]:
         """Logits in float32 of the vectors given: take the predicted positions first, not the whole row."""
         hidden = self.norm(ACTIVATIONS[self.activation](self.dense(vectors)))
@@ -70,6 +73,7 @@ class Classifier(nnx.Module):
         self.dense = Linear(width, width, stddev=stddev, rngs=rngs) if activation else None
         self.out = Linear(width, labels, stddev=stddev, rngs=rngs)
 
+    @jax.named_scope("head")
     def __call__(self, vectors: Float[Array, "*batch D"]) -> Float[Array, "*batch labels"]:
         """float32 logits."""
         if self.dense is not None:

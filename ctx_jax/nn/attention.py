@@ -81,15 +81,19 @@ def dot_product_attention(
         query = _blocks(query, window)
         key, value = (_with_neighbours(_blocks(x, window)) for x in (key, value))
     # Heads in front, written out: XLA's CPU backend is 5 to 10 % slower on the einsum without the transposes.
-    query, key, value = (jnp.moveaxis(x, -2, 1) for x in (query, key, value))
-    scores = jnp.einsum("bh...qk,bh...tk->bh...qt", query, key, preferred_element_type=jnp.float32)
-    scores = scores * jnp.float32(query.shape[-1] ** -0.5)
-    # A query without any key (padding) gets a uniform row, not NaN; nobody reads it.
-    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    with jax.named_scope("transposes"):
+        query, key, value = (jnp.moveaxis(x, -2, 1) for x in (query, key, value))
+    with jax.named_scope("scores"):
+        scores = jnp.einsum("bh...qk,bh...tk->bh...qt", query, key, preferred_element_type=jnp.float32)
+        scores = scores * jnp.float32(query.shape[-1] ** -0.5)
+    with jax.named_scope("softmax"):
+        # A query without any key (padding) gets a uniform row, not NaN; nobody reads it.
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     weights = dropout(weights, dropout_rate, dropout_keys)
-    context = jnp.einsum("bh...qt,bh...tk->bh...qk", weights, value, preferred_element_type=jnp.float32)
-    context = jnp.moveaxis(context.astype(value.dtype), 1, -2)
+    with jax.named_scope("context"):
+        context = jnp.einsum("bh...qt,bh...tk->bh...qk", weights, value, preferred_element_type=jnp.float32)
+        context = jnp.moveaxis(context.astype(value.dtype), 1, -2)
     return context.reshape(context.shape[0], -1, *context.shape[-2:])[:, :length]
 
 
@@ -112,7 +116,9 @@ class SelfAttention(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """Attends as `attention_mask` says; `keys` are the rows' dropout keys, None outside training."""
         batch, length, width = x.shape
-        qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, width // self.num_heads)
+        with jax.named_scope("projections"):
+            qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, width // self.num_heads)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         context = dot_product_attention(query, key, value, mask, dropout_rate=self.dropout_rate, dropout_keys=keys)
-        return self.out(context.reshape(batch, length, width))
+        with jax.named_scope("projections"):
+            return self.out(context.reshape(batch, length, width))

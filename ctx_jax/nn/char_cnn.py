@@ -102,13 +102,16 @@ class CharCNN(nnx.Module):
         """Vectors of words in the computation's type."""
         x = self.convolve(char_ids, dtype)
         for layer in self.highway:
-            both = matmul(x, layer.kernel[...].reshape(x.shape[1], -1)) + layer.bias[...].reshape(1, -1)
-            transform, carry = jnp.split(both, 2, axis=1)
-            # "carry" is the gate of the transform: y = g · relu(…) + (1 - g) · x.
-            gate, own = jax.nn.sigmoid(carry), x.astype(jnp.float32)
-            x = (gate * jax.nn.relu(transform) + (1.0 - gate) * own).astype(dtype)
-        return self.projection(x)
+            with jax.named_scope("highway"):
+                both = matmul(x, layer.kernel[...].reshape(x.shape[1], -1)) + layer.bias[...].reshape(1, -1)
+                transform, carry = jnp.split(both, 2, axis=1)
+                # "carry" is the gate of the transform: y = g · relu(…) + (1 - g) · x.
+                gate, own = jax.nn.sigmoid(carry), x.astype(jnp.float32)
+                x = (gate * jax.nn.relu(transform) + (1.0 - gate) * own).astype(dtype)
+        with jax.named_scope("projections"):
+            return self.projection(x)
 
+    @jax.named_scope("characters")
     def convolve(self, char_ids: Int[Array, "N C"], dtype: jnp.dtype = jnp.float32) -> Float[Array, "N F"]:
         """Each filter's largest value over the word, then the activation. Padding is convolved like any character."""
         table = jnp.concatenate([jnp.zeros((1, self.table.shape[1])), self.table[...]]).astype(dtype)

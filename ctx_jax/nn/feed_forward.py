@@ -38,9 +38,10 @@ class FeedForward(nnx.Module):
         self.gated_up = Linear(width, (2, intermediate), stddev=stddev, rngs=rngs) if gated else None
         self.down = Linear(intermediate, width, stddev=stddev, rngs=rngs)
 
+    @jax.named_scope("feed-forward")
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """Applies both maps to the last axis."""
-        activation = ACTIVATIONS[self.activation]
+        activation = jax.named_scope("activation")(ACTIVATIONS[self.activation])
         if self.gated_up is None:
             return self.down(activation(self.up(x)))
         both = self.gated_up(x)

@@ -243,11 +243,13 @@ class ProjectedLSTM(nnx.Module):
         def run(state: LSTMState, inputs: tuple[Array, Array, Array | None]) -> tuple[LSTMState, Float[Array, "S B P"]]:
             """Some steps: their products with W are one, which costs memory."""
             x, alive, begins = inputs
-            gates = matmul(x.reshape(-1, x.shape[2]), matrix(self.input_kernel)) + self.bias[...].reshape(1, -1)
-            gates = gates.reshape(*alive.shape, -1)
-            hidden, state = _recur(
-                options, gates, alive, begins, state, matrix(self.recurrent_kernel), self.projection[...]
-            )
+            with jax.named_scope("input products"):
+                gates = matmul(x.reshape(-1, x.shape[2]), matrix(self.input_kernel)) + self.bias[...].reshape(1, -1)
+                gates = gates.reshape(*alive.shape, -1)
+            with jax.named_scope("recurrence"):
+                hidden, state = _recur(
+                    options, gates, alive, begins, state, matrix(self.recurrent_kernel), self.projection[...]
+                )
             return state, jnp.where(alive[..., None], hidden, 0.0).astype(options.dtype)
 
         # Time comes first, so that a step is one block.

@@ -19,6 +19,7 @@ class LayerNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(width))
         self.bias = nnx.Param(jnp.zeros(width))
 
+    @jax.named_scope("norms")
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """Normalises the last axis."""
         values = x.astype(jnp.float32)

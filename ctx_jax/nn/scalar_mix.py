@@ -32,6 +32,7 @@ class ScalarMix(nnx.Module):
         self.layer_norm = layer_norm
         self.dropout_rate = dropout_rate
 
+    @jax.named_scope("mix")
     def __call__(
         self,
         layers: Float[Array, "L B T D"],

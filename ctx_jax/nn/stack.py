@@ -18,6 +18,7 @@ def build_layers(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.R
     return jax.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), count))
 
 
+@jax.named_scope("layers")
 def run_layers(
     layers: nnx.Module,
     apply: Callable[[Any, Array, Array], Array],
