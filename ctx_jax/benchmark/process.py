@@ -46,7 +46,8 @@ class Worker:
             source = os.fspath(pathlib.Path(ctx_jax.__file__).resolve().parent.parent)
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, [source, environment.get("PYTHONPATH")]))
         self.about: dict[str, Any] = {}
-        self._said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        # A file and not a pipe: nobody reads it while the peer runs.
+        self._said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed by `close`)
         self.started = time.perf_counter()
         self._process = subprocess.Popen(
             [python, os.fspath(WORKER), os.fspath(peer.file), json.dumps(list(cores))],

@@ -72,16 +72,19 @@ def bench(command: Bench) -> int:
         command.repeats,
         command.peer_batch,
     )
-    races = []
+    races: list[Any] = []
     with tempfile.TemporaryDirectory() as folder:
         subjects = _subjects(command.models, pathlib.Path(folder))
         peers, missing = find_peers(command.peers, command.peer_python)
         work = lines or _shapes(command, subjects)
         show = sys.stderr.isatty()
         for race in run(subjects, work, command.dtype, peers, missing, setting, show_progress=show):
-            races.append(race)
             if not command.json:
-                print("\n".join([*report.lines(race), ""]), flush=True)
+                same = races and report.title(races[-1]) == report.title(race)
+                print("\n".join([*([] if same else ["", *report.head(race)]), *report.lines(race)]), flush=True)
+            races.append(race)
+    if not command.json:
+        print()
     print(json.dumps(report.as_json(races, setting, ["ctx-jax", *sys.argv[1:]])))
     return int(report.failed(races))
 
@@ -91,14 +94,18 @@ def _check(command: Bench) -> None:
         raise InputError("expected at least one MODEL: a folder, a run directory or a config file")
     if command.lengths and command.texts is not None:
         raise InputError("expected --lengths or --texts, found both")
-    numbers = {"--lengths": command.lengths or (1,), "--batch": command.batch, "--dtype": command.dtype}
-    for name, values in numbers.items():
+    for name, values in {"--batch": command.batch, "--dtype": command.dtype}.items():
         if not values:
             raise InputError(f"{name}: found none, expected at least one")
-    numbers |= {"--repeats": (command.repeats,), "--peer-batch": (command.peer_batch,), "--dtype": ()}
-    for name, values in numbers.items():
-        if values and min(values) < 1:
-            raise InputError(f"{name}: found {min(values)}, expected at least 1")
+    numbers = {
+        "--lengths": min(command.lengths, default=1),
+        "--batch": min(command.batch),
+        "--repeats": command.repeats,
+        "--peer-batch": command.peer_batch,
+    }
+    for name, number in numbers.items():
+        if number < 1:
+            raise InputError(f"{name}: found {number}, expected at least 1")
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if command.threads is not None and not 1 <= command.threads <= available:
         raise InputError(f"--threads: found {command.threads}, expected 1 to {available}, the cores there are")
@@ -130,7 +137,6 @@ def _shapes(command: Bench, subjects: Sequence[Any]) -> list[Any]:
     from ctx_jax.benchmark.work import Shape
 
     limits = [subject.longest for subject in subjects if subject.longest is not None]
-    lengths = (
-        command.lengths or [length for length in LENGTHS if length <= min(limits, default=length)] or [min(limits)]
-    )
+    taken = [length for length in LENGTHS if length <= min(limits, default=length)]
+    lengths = command.lengths or taken or [min(limits)]
     return [Shape(rows, length) for length in lengths for rows in command.batch]
