@@ -89,7 +89,7 @@ class Race(NamedTuple):
       work: what was computed.
       dtype: of the computation.
       peak: of the device, in the same process and on the same threads as our runs; None where nobody knows.
-      floor: the least time; None without a peak.
+      floor: the least time by the roofline; None without a peak.
       rows: of everybody, ours first.
     """
 

@@ -32,13 +32,15 @@ def head(race: Race) -> list[str]:
 def lines(race: Race) -> Iterator[str]:
     """One model's part of a table: the least time first, then a line for everybody."""
     subject, work = race.subject, race.work
-    yield f"{subject}; {work.tokens:,} {unit(subject.config)}, {work.matrix_flops / 1e9:,.2f} GFLOP in products"
+    about = f"{subject}; {work.tokens:,} {unit(subject.config)}, {work.matrix_flops / 1e9:,.2f} GFLOP in products"
+    yield from textwrap.wrap(about, WIDTH, subsequent_indent="  ")
     if race.floor is not None:
         rate = race.peak.flops_per_s(race.dtype) / 1e9
-        yield (
-            f"  no less than {_ms(race.floor.seconds)} ms, bound by {race.floor.bound}: {rate:,.0f} GFLOP/s and"
-            f" {race.peak.bytes_per_s / 1e9:,.0f} GB/s ({race.peak.source})"
+        floor = (
+            f"  roofline {_ms(race.floor.seconds)} ms, bound by {race.floor.bound}: {rate:,.0f} GFLOP/s,"
+            f" {race.peak.bytes_per_s / 1e9:,.1f} GB/s ({race.peak.source})"
         )
+        yield from textwrap.wrap(floor, WIDTH, subsequent_indent="  ")
     for row in race.rows:
         yield from _row_lines(row, race)
 

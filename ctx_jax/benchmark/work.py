@@ -40,7 +40,7 @@ class Work(NamedTuple):
       sentences: rows, or texts.
       tokens: real ones, special tokens counted and padding not.
       matrix_flops: of the model over each row at its own length, in matrix products.
-      bytes_moved: at least, all rows of one length at once.
+      bytes_moved: as `flops.parts` counts them, all rows at once.
     """
 
     inputs: pathlib.Path
@@ -122,10 +122,13 @@ def _cost(subject: Subject, lengths: Sequence[int]) -> tuple[int, int]:
     if subject.static:
         return 0, 4 * sum(lengths) * subject.config.embedding_width
     around = 2 if subject.is_elmo else 0
-    costs = [
-        encoder_cost(subject.config, rows=count, length=length + around) for length, count in Counter(lengths).items()
-    ]
-    return sum(cost.matrix_flops for cost in costs), sum(cost.bytes_moved for cost in costs)
+    flops = sum(
+        encoder_cost(subject.config, rows=count, length=length + around).matrix_flops
+        for length, count in Counter(lengths).items()
+    )
+    # Bytes grow with the tokens, however they are cut into rows; the weights cross once.
+    tokens = sum(lengths) + around * len(lengths)
+    return flops, encoder_cost(subject.config, rows=tokens, length=1).bytes_moved
 
 
 def _word(rng: np.random.Generator) -> str:

@@ -129,7 +129,9 @@ def _subjects(models: Sequence[str], folder: pathlib.Path) -> list[Any]:
             continue
         path = pathlib.Path(model)
         found = with_random_weights(load_config(path).model) if path.suffix == ".py" else load(path)
-        subjects.append(lay_out(path.stem if path.suffix == ".py" else model, found, folder / str(number)))
+        subjects.append(
+            lay_out(path.stem if path.suffix == ".py" else path.resolve().name, found, folder / str(number))
+        )
     return subjects
 
 

@@ -98,7 +98,7 @@ def test_tables_and_json(subject, setting, make_peer):
     for one, told in zip(found, record["races"], strict=True):
         shown = [*report.head(one), *report.lines(one)]
         assert all(len(line) <= 120 for line in shown), shown
-        assert any(line.startswith("  no less than") for line in shown)
+        assert any(line.startswith("  roofline") for line in shown)
         by_name = {row["who"]: row for row in told["rows"]}
         assert by_name["absent"]["note"] == "not installed"
         assert by_name["only-texts"]["note"] == "takes texts only"
