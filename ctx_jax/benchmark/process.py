@@ -91,7 +91,9 @@ class Worker:
         return Died("\n".join([f"ended with exit code {code}", *lines[-TAIL_LINES:]]))
 
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the process; a second time it does nothing."""
+        if self._said.closed:
+            return
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         self._process.stdout.close()

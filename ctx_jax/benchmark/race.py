@@ -141,7 +141,7 @@ def race(
       setting: of all runs.
       folder: for outputs.
       left_out: rows of those who do not run.
-      done: is told of every round, of which there are `setting.repeats`, and of those that fell away.
+      done: is told 1 after every round, of which there are `setting.repeats`.
     """
     rows: dict[str, Row] = {}
     runners: dict[str, _Runner] = {}
@@ -160,6 +160,7 @@ def race(
                     note = f"outputs differ by {runner.difference:.1e}, expected {BOUND[dtype]:g} at most"
                     about, difference = runner.worker.about, runner.difference
                     rows[peer.name] = Row(peer.name, "differs", note, difference=difference, about=about)
+                    runner.worker.close()
                     continue
             runners[peer.name] = runner
         for _ in range(WARM_UP):
