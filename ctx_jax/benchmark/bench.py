@@ -85,9 +85,10 @@ def _able(
     subject: Subject, work: Work, dtype: str, peers: Sequence[Peer], missing: Sequence[Peer]
 ) -> tuple[list[Peer], list[Row]]:
     """Peers that can do the work, and rows of those that cannot."""
-    if subject.alone is not None:
-        return [], [Row("peers", "left out", subject.alone)] if peers else []
     kind = "texts" if work.shape is None else "ids"
+    alone = subject.alone or (subject.alone_with_texts if kind == "texts" else None)
+    if alone is not None:
+        return [], [Row("peers", "left out", alone)] if peers else []
     able, left_out = [], [Row(peer.name, "left out", "not installed") for peer in missing]
     for peer in peers:
         reasons = [peer.unable[what] for what in (kind, dtype) if what in peer.unable]

@@ -14,6 +14,7 @@ from ctx_jax.interop.run_folder import bound_model
 from ctx_jax.interop.save import save
 from ctx_jax.models.bert import BertConfig
 from ctx_jax.models.elmo import ElmoConfig
+from ctx_jax.text.sentencepiece import SentencePiece
 from ctx_jax.text.tokenizer import Tokenizer
 
 STATIC = "static"
@@ -31,6 +32,7 @@ class Subject:
       tokenizer: None where there is none.
       static: only its token table is looked up.
       alone: why no peer can be beside it; None where they can.
+      alone_with_texts: why they cannot where texts are to be split.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Subject:
     tokenizer: Tokenizer | None
     static: bool = False
     alone: str | None = None
+    alone_with_texts: str | None = None
 
     @property
     def is_elmo(self) -> bool:
@@ -77,7 +80,10 @@ def lay_out(name: str, pretrained: Pretrained, folder: pathlib.Path) -> Subject:
         alone = "no peer has ELMo"
     if alone is not None:
         save(pretrained, folder, "npz", certificate=False)
-    return Subject(name, config, folder, pretrained.tokenizer, alone=alone)
+    # transformers takes any other model than ALBERT's for one of tiktoken's.
+    foreign = isinstance(pretrained.tokenizer, SentencePiece) and not config.shared_layers
+    reason = "transformers reads no SentencePiece model in a folder of this kind" if foreign else None
+    return Subject(name, config, folder, pretrained.tokenizer, alone=alone, alone_with_texts=reason)
 
 
 def static_of(first: Subject) -> Subject:

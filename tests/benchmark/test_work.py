@@ -1,10 +1,12 @@
 """What is computed and what it costs, counted by hand."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
+from ctx_jax.benchmark.bench import bench
 from ctx_jax.benchmark.subjects import Subject, lay_out, static_of, with_random_weights
 from ctx_jax.benchmark.work import Shape, read_texts, rows, texts
 from ctx_jax.errors import InputError
@@ -79,6 +81,19 @@ def test_a_model_that_the_format_cannot_hold_is_measured_alone(tmp_path):
     static = static_of(found)
     assert (static.static, static.folder) == (True, found.folder)
     assert rows(static, Shape(1, 4), tmp_path).matrix_flops == 0
+
+
+def test_peers_are_left_out_where_they_cannot_read_the_tokenizer(topics_corpus, make_peer, setting, tmp_path):
+    config = BertConfig(
+        vocab_size=600, hidden_size=8, num_layers=1, num_heads=2, intermediate_size=16, max_position_embeddings=16
+    )
+    tokenizer = load_tokenizer(topics_corpus / "tokenizer")
+    made = dataclasses.replace(with_random_weights(config), tokenizer=tokenizer)
+    subject = lay_out("pieces", made, tmp_path / "pieces")
+    assert subject.alone is None
+    (found,) = bench([subject], ["A set."], ["float32"], [make_peer("one")], [], setting)
+    assert [(row.who, row.status) for row in found.rows] == [("ours", "failed"), ("peers", "left out")]
+    assert "no SentencePiece model" in found.rows[1].note
 
 
 def test_texts_of_a_file(tmp_path):
