@@ -46,6 +46,7 @@ def encode(command: Encode) -> int:
     """Encode"""
     import numpy as np
 
+    from ctx_jax.compilation import keep_compiled
     from ctx_jax.encoder import Encoder
 
     if bool(command.texts) == (command.file is not None):
@@ -54,6 +55,7 @@ def encode(command: Encode) -> int:
         raise InputError(f"--out {command.out}: there is no folder {command.out.parent}")
     texts = list(command.texts) if command.file is None else _lines(command.file)
     layers = None if command.layers is None else parse_layers(command.layers)
+    keep_compiled()
     encoder = Encoder.from_pretrained(command.model)
     options = {"batch_tokens": command.batch_tokens, "show_progress": sys.stderr.isatty()}
     if command.pool and command.out:
@@ -114,8 +116,10 @@ class FillMask:
 
 def fill_mask(command: FillMask) -> int:
     """fill-mask"""
+    from ctx_jax.compilation import keep_compiled
     from ctx_jax.encoder import Encoder
 
+    keep_compiled()
     for place in Encoder.from_pretrained(command.model).fill_mask(command.text, top=command.top):
         print("  ".join(f"{candidate.token} {candidate.probability:.3f}" for candidate in place))
     return 0

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -17,16 +17,17 @@ from tqdm import tqdm
 
 from ctx_jax.arrays import Representations
 from ctx_jax.encoder.batches import BATCH_TOKENS
-from ctx_jax.encoder.card import model_card
 from ctx_jax.errors import InputError
-from ctx_jax.interop.certificate import Check
 from ctx_jax.interop.load import load
 from ctx_jax.interop.pretrained import Pooling, Pretrained
-from ctx_jax.interop.programs.forward import Layers, ProgramOptions, chosen_layers
-from ctx_jax.interop.save import WHOLE, save
+from ctx_jax.interop.programs.forward import WHOLE, Layers, ProgramOptions, chosen_layers
 from ctx_jax.models.elmo import ElmoConfig
 from ctx_jax.nn.parameters import Params
 from ctx_jax.text.tokenizer import Tokenizer
+
+# What only writing a model needs takes a tenth of a second to import: whoever encodes does without.
+if TYPE_CHECKING:
+    from ctx_jax.interop.certificate import Check
 
 Text = str | Sequence[str]
 Pool = Literal["mean", "max", "cls"]
@@ -137,6 +138,9 @@ class Encoder(abc.ABC):
         Raises:
           InputError: the format cannot hold the model, or the folder cannot be written.
         """
+        from ctx_jax.encoder.card import model_card
+        from ctx_jax.interop.save import save
+
         format = format or ("bilm" if isinstance(self.config, ElmoConfig) else "hugging-face")
         pretrained = Pretrained(self.config, self.params, self.tokenizer, self.pooling, self.about)
         return save(pretrained, folder, format, options, overwrite=overwrite, card=model_card(pretrained))

@@ -18,8 +18,9 @@ from ctx_jax.encoder.batches import BATCH_TOKENS, compiled_shapes, padded_length
 from ctx_jax.errors import InputError
 from ctx_jax.interop.pretrained import Pooling
 from ctx_jax.interop.programs.forward import Layers
-from ctx_jax.models.bert import BertConfig, BertWithHeads
-from ctx_jax.nn.parameters import Bound, Params
+from ctx_jax.interop.run_folder import bound_model
+from ctx_jax.models.bert import BertConfig
+from ctx_jax.nn.parameters import Params
 from ctx_jax.text.inputs import Inputs, model_inputs
 from ctx_jax.text.tokenizer import Tokenizer
 
@@ -41,7 +42,7 @@ class BertEncoder(Encoder):
         pooling: Pooling | None = None,
     ):
         super().__init__(config, params, tokenizer, pooling)
-        bound = Bound(lambda rngs: BertWithHeads(config, rngs=rngs))
+        bound = bound_model(config)
 
         @partial(jax.jit, static_argnames=("chosen", "pool"))
         def forward(

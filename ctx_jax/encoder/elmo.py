@@ -22,8 +22,9 @@ from ctx_jax.encoder.batches import BATCH_TOKENS
 from ctx_jax.errors import InputError
 from ctx_jax.interop.pretrained import Pooling
 from ctx_jax.interop.programs.forward import Layers
-from ctx_jax.models.elmo import ElmoConfig, ElmoForPreTraining, ElmoState
-from ctx_jax.nn.parameters import Bound, Params
+from ctx_jax.interop.run_folder import bound_model
+from ctx_jax.models.elmo import ElmoConfig, ElmoState
+from ctx_jax.nn.parameters import Params
 from ctx_jax.packing import pack
 from ctx_jax.text.characters import BEGIN, END, Characters
 from ctx_jax.text.tokenizer import Tokenizer
@@ -58,7 +59,7 @@ class ElmoEncoder(Encoder):
         self._characters = Characters(config.max_characters)
         self._known: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()  # what is known changes
-        bound = Bound(lambda rngs: ElmoForPreTraining(config, rngs=rngs))
+        bound = bound_model(config)
 
         @jax.jit
         def words(params: Params, char_ids: Int[Array, "N C"]) -> Float[Array, "N P"]:
