@@ -177,7 +177,7 @@ class Encoder(abc.ABC):
         Raises:
           InputError: a text is no text or too long, there is none, no such layer, or no tokenizer.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        texts = [texts] if isinstance(texts, str) else list(_many(texts))
         if not texts:
             raise InputError("texts: found none, expected at least one")
         ask = self._ask(layers, pool, batch_tokens, on_too_long, stride)
@@ -205,7 +205,7 @@ class Encoder(abc.ABC):
         Texts are taken a few thousand at a time, and the next ones are split into pieces while the device computes.
         """
         ask = self._ask(layers, pool, batch_tokens, on_too_long, 0)
-        for window, done in self._windows(texts, ask, None, show_progress):
+        for window, done in self._windows(_many(texts), ask, None, show_progress):
             found = self._pooled(window, ask, done)
             yield from found[0] if ask.single else np.moveaxis(found, 1, 0)
 
@@ -284,6 +284,12 @@ class Encoder(abc.ABC):
         if self.tokenizer is None:
             raise InputError("the folder holds no tokenizer: use encode_ids, or put the tokenizer's files into it")
         return self.tokenizer
+
+
+def _many(texts: Iterable[Text]) -> Iterable[Text]:
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+        raise InputError(f"texts: found {texts!r:.40}, expected several: a list, or what gives them one by one")
+    return texts
 
 
 def cosine(a: Float[np.ndarray, "*batch D"], b: Float[np.ndarray, "*batch D"]) -> Float[np.ndarray, "*batch"]:
