@@ -10,6 +10,8 @@ PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
 FLAGS = f"--xla_force_host_platform_device_count=8 {QUICK_COMPILE} {PATIENCE}"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The command keeps what it compiles; tests write into nobody's home.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 import jax
 import pytest

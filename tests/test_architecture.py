@@ -8,7 +8,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "ctx_jax"
 
 FLOORS = [
-    {"arrays", "packing", "sharding", "errors"},
+    {"arrays", "compilation", "packing", "sharding", "errors"},
     {"nn", "text", "checkpoint"},
     {"models", "data"},
     {"objectives", "flops", "interop"},
@@ -63,8 +63,15 @@ def test_imports_point_down(path):
         ({"models", "nn"}, {"optax", "orbax", "grain", "ctx_jax.sharding", "ctx_jax.checkpoint"}),
         (set(FLOOR) - {"checkpoint"}, {"orbax"}),
         (set(FLOOR) - {"cli"}, {"tyro"}),
+        (set(FLOOR) - {"train", "experiment"}, {"optax"}),
     ],
-    ids=["text knows no JAX", "models know no mesh, loss, optimizer or file", "one file knows orbax", "one knows tyro"],
+    ids=[
+        "text knows no JAX",
+        "models know no mesh, loss, optimizer or file",
+        "one file knows orbax",
+        "one knows tyro",
+        "who trains knows optax",
+    ],
 )
 def test_what_may_not_be_known(rooms, forbidden):
     for path in FILES:

@@ -16,8 +16,8 @@ from ctx_jax.errors import InputError
 class Encode:
     """Vectors of texts: of every token as an .npz file, layers [L+1, B, T, D], mask [B, T], tokens [B, T].
 
-    With --pool one vector a text, as a folder of .npy shards, for texts of any number; a run that was stopped goes on
-    with the same command.
+    With --pool one vector a text, as a folder of .npy or Parquet shards, for texts of any number; a run that was
+    stopped goes on with the same command.
     """
 
     model: Annotated[Positional[pathlib.Path], arg(metavar="RUN")]
@@ -40,20 +40,28 @@ class Encode:
     """Tokens on the device at once, padding counted."""
     rows: int = 65536
     """With --pool: texts of a shard."""
+    format: Literal["npy", "parquet"] = "npy"
+    """With --pool and --out: what the shards are; parquet needs pyarrow."""
+    with_texts: bool = False
+    """With --format parquet: the texts beside their vectors."""
 
 
 def encode(command: Encode) -> int:
     """Encode"""
     import numpy as np
 
+    from ctx_jax.compilation import keep_compiled
     from ctx_jax.encoder import Encoder
 
     if bool(command.texts) == (command.file is not None):
         raise InputError("expected either texts or --file")
     if command.out is not None and not command.out.parent.is_dir():
         raise InputError(f"--out {command.out}: there is no folder {command.out.parent}")
+    if (command.format != "npy" or command.with_texts) and not (command.pool and command.out):
+        raise InputError("--format and --with-texts are of shards, expected --pool and --out too")
     texts = list(command.texts) if command.file is None else _lines(command.file)
     layers = None if command.layers is None else parse_layers(command.layers)
+    keep_compiled()
     encoder = Encoder.from_pretrained(command.model)
     options = {"batch_tokens": command.batch_tokens, "show_progress": sys.stderr.isatty()}
     if command.pool and command.out:
@@ -66,6 +74,8 @@ def encode(command: Encode) -> int:
             layers=layers or "last",
             pool=command.pool,
             rows=command.rows,
+            format=command.format,
+            with_texts=command.with_texts,
             on_too_long=command.on_too_long,
             told=print,
             **options,
@@ -114,8 +124,10 @@ class FillMask:
 
 def fill_mask(command: FillMask) -> int:
     """fill-mask"""
+    from ctx_jax.compilation import keep_compiled
     from ctx_jax.encoder import Encoder
 
+    keep_compiled()
     for place in Encoder.from_pretrained(command.model).fill_mask(command.text, top=command.top):
         print("  ".join(f"{candidate.token} {candidate.probability:.3f}" for candidate in place))
     return 0

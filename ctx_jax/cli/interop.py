@@ -86,7 +86,7 @@ def _convert(
     source: pathlib.Path, out: pathlib.Path, format: str, overwrite: bool, as_json: bool, options: Any = None
 ) -> int:
     from ctx_jax.encoder import Encoder
-    from ctx_jax.interop.save import WHOLE
+    from ctx_jax.interop.programs.forward import WHOLE
     from ctx_jax.nn.parameters import count_parameters
 
     encoder = Encoder.from_pretrained(source)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -17,16 +17,17 @@ from tqdm import tqdm
 
 from ctx_jax.arrays import Representations
 from ctx_jax.encoder.batches import BATCH_TOKENS
-from ctx_jax.encoder.card import model_card
 from ctx_jax.errors import InputError
-from ctx_jax.interop.certificate import Check
 from ctx_jax.interop.load import load
 from ctx_jax.interop.pretrained import Pooling, Pretrained
-from ctx_jax.interop.programs.forward import Layers, ProgramOptions, chosen_layers
-from ctx_jax.interop.save import WHOLE, save
+from ctx_jax.interop.programs.forward import WHOLE, Layers, ProgramOptions, chosen_layers
 from ctx_jax.models.elmo import ElmoConfig
 from ctx_jax.nn.parameters import Params
 from ctx_jax.text.tokenizer import Tokenizer
+
+# What only writing a model needs takes a tenth of a second to import: whoever encodes does without.
+if TYPE_CHECKING:
+    from ctx_jax.interop.certificate import Check
 
 Text = str | Sequence[str]
 Pool = Literal["mean", "max", "cls"]
@@ -137,6 +138,9 @@ class Encoder(abc.ABC):
         Raises:
           InputError: the format cannot hold the model, or the folder cannot be written.
         """
+        from ctx_jax.encoder.card import model_card
+        from ctx_jax.interop.save import save
+
         format = format or ("bilm" if isinstance(self.config, ElmoConfig) else "hugging-face")
         pretrained = Pretrained(self.config, self.params, self.tokenizer, self.pooling, self.about)
         return save(pretrained, folder, format, options, overwrite=overwrite, card=model_card(pretrained))
@@ -173,7 +177,7 @@ class Encoder(abc.ABC):
         Raises:
           InputError: a text is no text or too long, there is none, no such layer, or no tokenizer.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        texts = [texts] if isinstance(texts, str) else list(_many(texts))
         if not texts:
             raise InputError("texts: found none, expected at least one")
         ask = self._ask(layers, pool, batch_tokens, on_too_long, stride)
@@ -201,7 +205,7 @@ class Encoder(abc.ABC):
         Texts are taken a few thousand at a time, and the next ones are split into pieces while the device computes.
         """
         ask = self._ask(layers, pool, batch_tokens, on_too_long, 0)
-        for window, done in self._windows(texts, ask, None, show_progress):
+        for window, done in self._windows(_many(texts), ask, None, show_progress):
             found = self._pooled(window, ask, done)
             yield from found[0] if ask.single else np.moveaxis(found, 1, 0)
 
@@ -280,6 +284,12 @@ class Encoder(abc.ABC):
         if self.tokenizer is None:
             raise InputError("the folder holds no tokenizer: use encode_ids, or put the tokenizer's files into it")
         return self.tokenizer
+
+
+def _many(texts: Iterable[Text]) -> Iterable[Text]:
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+        raise InputError(f"texts: found {texts!r:.40}, expected several: a list, or what gives them one by one")
+    return texts
 
 
 def cosine(a: Float[np.ndarray, "*batch D"], b: Float[np.ndarray, "*batch D"]) -> Float[np.ndarray, "*batch"]:

@@ -18,8 +18,9 @@ from ctx_jax.encoder.batches import BATCH_TOKENS, compiled_shapes, padded_length
 from ctx_jax.errors import InputError
 from ctx_jax.interop.pretrained import Pooling
 from ctx_jax.interop.programs.forward import Layers
-from ctx_jax.models.bert import BertConfig, BertWithHeads
-from ctx_jax.nn.parameters import Bound, Params
+from ctx_jax.interop.run_folder import bound_model
+from ctx_jax.models.bert import BertConfig
+from ctx_jax.nn.parameters import Params
 from ctx_jax.text.inputs import Inputs, model_inputs
 from ctx_jax.text.tokenizer import Tokenizer
 
@@ -41,7 +42,7 @@ class BertEncoder(Encoder):
         pooling: Pooling | None = None,
     ):
         super().__init__(config, params, tokenizer, pooling)
-        bound = Bound(lambda rngs: BertWithHeads(config, rngs=rngs))
+        bound = bound_model(config)
 
         @partial(jax.jit, static_argnames=("chosen", "pool"))
         def forward(
@@ -99,6 +100,54 @@ class BertEncoder(Encoder):
                 self._forward(self.params, zeros, zeros, zeros + 1, ask.chosen, ask.pool).block_until_ready()
                 done(1)
         return len(shapes)
+
+    def compiled(
+        self, rows: int, length: int, *, layers: Layers | None = None, pool: Pool | None = None
+    ) -> Callable[..., Float[np.ndarray, "..."]]:
+        """A function of one shape, for whoever serves: compiled here, a call traces and compiles nothing.
+
+        It takes `input_ids`, `attention_mask` (None: no padding) and `token_type_ids` (None: all 0), integers
+        [rows, length] each, of which it checks nothing but that, and keeps the weights that the encoder has now.
+
+        Args:
+          rows: B.
+          length: T, special tokens included.
+          layers: as in `encode`, like pool.
+          pool: see there.
+
+        Returns:
+          The function. It gives float32 on the host: [B, T, D], or with `pool` [B, D]; [K, …] of these where `layers`
+          is "all" or a list.
+
+        Raises:
+          InputError: no such shape, layer or pooling; the function raises it for arrays that are not of the shape.
+        """
+        ask = self._ask(layers, pool, BATCH_TOKENS, "error", 0)
+        if rows < 1 or not 1 <= length <= self.config.max_length:
+            found = f"rows, length: found {rows}, {length}"
+            raise InputError(f"{found}, expected at least 1 row of 1 to {self.config.max_length} tokens")
+        zeros, params = np.zeros((rows, length), np.int32), self.params
+        program = self._forward.lower(params, zeros, zeros, zeros, ask.chosen, ask.pool).compile()
+
+        def checked(name: str, value: Int[Array, "B T"]) -> Int[np.ndarray, "B T"]:
+            value = np.asarray(value)
+            if value.shape != zeros.shape or value.dtype.kind not in "iub":
+                found = f"{name}: found {value.dtype} {list(value.shape)}"
+                raise InputError(f"{found}, expected integers {list(zeros.shape)}")
+            return value.astype(np.int32, copy=False)
+
+        def run(
+            input_ids: Int[Array, "B T"],
+            attention_mask: Int[Array, "B T"] | None = None,
+            token_type_ids: Int[Array, "B T"] | None = None,
+        ) -> Float[np.ndarray, "..."]:
+            ids = checked("input_ids", input_ids)
+            mask = zeros + 1 if attention_mask is None else checked("attention_mask", attention_mask)
+            types = zeros if token_type_ids is None else checked("token_type_ids", token_type_ids)
+            found = np.asarray(program(params, ids, types, mask))
+            return found[0] if ask.single else found
+
+        return run
 
     def encode_ids(
         self,

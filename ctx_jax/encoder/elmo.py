@@ -22,11 +22,13 @@ from ctx_jax.encoder.batches import BATCH_TOKENS
 from ctx_jax.errors import InputError
 from ctx_jax.interop.pretrained import Pooling
 from ctx_jax.interop.programs.forward import Layers
-from ctx_jax.models.elmo import ElmoConfig, ElmoForPreTraining, ElmoState
-from ctx_jax.nn.parameters import Bound, Params
+from ctx_jax.interop.run_folder import bound_model
+from ctx_jax.models.elmo import ElmoConfig, ElmoState
+from ctx_jax.nn.parameters import Params
 from ctx_jax.packing import pack
 from ctx_jax.text.characters import BEGIN, END, Characters
 from ctx_jax.text.tokenizer import Tokenizer
+from ctx_jax.text.vocabulary import check_text
 from ctx_jax.text.words import split_words
 
 NEW_WORDS_AT_ONCE = 512
@@ -58,7 +60,7 @@ class ElmoEncoder(Encoder):
         self._characters = Characters(config.max_characters)
         self._known: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()  # what is known changes
-        bound = Bound(lambda rngs: ElmoForPreTraining(config, rngs=rngs))
+        bound = bound_model(config)
 
         @jax.jit
         def words(params: Params, char_ids: Int[Array, "N C"]) -> Float[Array, "N P"]:
@@ -200,11 +202,11 @@ def _texts_of_words(texts: Sequence[Text]) -> list[list[str]]:
     rows = []
     for number, text in enumerate(texts):
         if isinstance(text, str):
-            rows.append(split_words(text))
+            rows.append(split_words(check_text(text, f"texts[{number}]")))
             continue
         if not isinstance(text, Sequence) or isinstance(text, bytes) or not all(isinstance(w, str) for w in text):
             raise InputError(f"texts[{number}]: found {text!r:.40}, expected a string or a list of words")
-        rows.append(list(text))
+        rows.append([check_text(word, f"texts[{number}][{place}]") for place, word in enumerate(text)])
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Vectors of more texts than memory holds: .npy files of so many rows each, and a note of what they are.
+"""Vectors of more texts than memory holds: .npy or Parquet files of so many rows each, and a note of what they are.
 
 A shard has its name when it is whole, so a run that was stopped goes on with the first one that is missing.
 """
@@ -6,21 +6,23 @@ A shard has its name when it is whole, so a run that was stopped goes on with th
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import itertools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
 from ctx_jax.encoder.base import Encoder, OnTooLong, Pool, Text
 from ctx_jax.errors import InputError
 from ctx_jax.interop.files.replacing import replacing
-from ctx_jax.interop.programs.forward import Layers
+from ctx_jax.interop.programs.forward import Layers, chosen_layers
 from ctx_jax.nn.parameters import flat_paths
 
+Format = Literal["npy", "parquet"]
 ABOUT = "about.json"
 ROWS = 65_536
 """Texts of a shard."""
@@ -34,12 +36,17 @@ def write_shards(
     layers: Layers = "last",
     pool: Pool = "mean",
     rows: int = ROWS,
+    format: Format = "npy",
+    with_texts: bool = False,
     on_too_long: OnTooLong = "error",
     batch_tokens: int,
     show_progress: bool = False,
     told: Callable[[str], object] = lambda line: None,
 ) -> int:
     """Writes vectors as float32 `00000.npy`, `00001.npy` …, [N, D] or [N, K, D], in the order of the texts.
+
+    Parquet's columns are `number`, the text's from 0 (int64); `text`, if asked for, words of a list with spaces between
+    them; and `vector` (fixed_size_list<float32>[D]), or `layer_0` … by number, where `layers` is "all" or a list.
 
     Args:
       encoder: makes the vectors.
@@ -48,6 +55,8 @@ def write_shards(
       layers: as for `Encoder.encode_stream`, like pool, on_too_long, batch_tokens and show_progress.
       pool: see above.
       rows: texts of a shard.
+      format: of the files; `parquet` needs pyarrow.
+      with_texts: write the texts beside their vectors; Parquet only.
       on_too_long: see above.
       batch_tokens: see above.
       show_progress: see above.
@@ -57,22 +66,35 @@ def write_shards(
       How many texts there are.
 
     Raises:
-      InputError: the folder holds something else, or the texts of a shard have changed, or as `encode_stream`.
+      InputError: the folder holds something else, the texts of a shard have changed, pyarrow is wanted and not
+        installed, or as `encode_stream`.
     """
     folder = pathlib.Path(folder)
+    if format not in ("npy", "parquet"):
+        raise InputError(f"format: found {format!r}, expected 'npy' or 'parquet'")
+    if with_texts and format == "npy":
+        raise InputError("with_texts: found npy, which holds numbers alone, expected format 'parquet'")
+    chosen = chosen_layers(layers, encoder.config.num_layers + 1)
+    columns = ["vector"] if chosen is None else [f"layer_{layer}" for layer in chosen]
+    if format == "parquet":
+        _require_pyarrow()
+        if twice := [column for column in columns if columns.count(column) > 1]:
+            raise InputError(f"layers: found {twice[0]} twice, expected each once, as columns have names")
     about = {
         "model": _fingerprint(encoder),
         "layers": layers if isinstance(layers, str) else list(layers),
         "pool": pool,
         "on_too_long": on_too_long,
         "rows": rows,
+        "format": format,
+        "with_texts": with_texts,
     }
     options = {"layers": layers, "pool": pool, "on_too_long": on_too_long, "batch_tokens": batch_tokens}
     shards = _claim(folder, about)
     stream, count, number = iter(texts), 0, -1
     while some := list(itertools.islice(stream, rows)):
         count, number = count + len(some), number + 1
-        name, texts_hash = f"{number:05d}.npy", _hash(some)
+        name, texts_hash = f"{number:05d}.{format}", _hash(some)
         if name in shards and (folder / name).exists():
             if shards[name] != texts_hash:
                 raise InputError(f"{folder / name}: was made of other texts, expected those of {ABOUT}")
@@ -80,7 +102,10 @@ def write_shards(
             continue
         vectors = np.stack(list(encoder.encode_stream(some, show_progress=show_progress, **options)))
         with replacing(folder / name) as (file,):
-            np.save(file, vectors)
+            if format == "npy":
+                np.save(file, vectors)
+            else:
+                _write_parquet(file, vectors, columns, count - len(some), some if with_texts else None)
         shards[name] = texts_hash
         _note(folder, about, shards)
         told(f"{name}: {list(vectors.shape)}")
@@ -88,14 +113,51 @@ def write_shards(
 
 
 def read_shards(folder: str | os.PathLike[str]) -> Iterator[np.ndarray]:
-    """The shards in their order, mapped.
+    """The vectors of the shards in their order, as they were written; .npy files are mapped.
 
     Raises:
-      InputError: the folder was not written by `write_shards`.
+      InputError: the folder was not written by `write_shards`, or it holds Parquet and pyarrow is not installed.
     """
     folder = pathlib.Path(folder)
     for name in sorted(_read_about(folder)["shards"]):
-        yield np.load(folder / name, mmap_mode="r", allow_pickle=False)
+        if name.endswith(".npy"):
+            yield np.load(folder / name, mmap_mode="r", allow_pickle=False)
+        else:
+            yield _read_parquet(folder / name)
+
+
+def _require_pyarrow() -> None:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise InputError("format: found parquet and no pyarrow, expected it installed: pip install 'ctx-jax[parquet]'")
+
+
+def _write_parquet(
+    file: BinaryIO, vectors: np.ndarray, columns: list[str], first: int, texts: Sequence[Text] | None
+) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table: dict[str, Any] = {"number": pa.array(np.arange(first, first + len(vectors)))}
+    if texts is not None:
+        table["text"] = pa.array([text if isinstance(text, str) else " ".join(text) for text in texts], pa.string())
+    for place, column in enumerate(columns):
+        layer = vectors if vectors.ndim == 2 else vectors[:, place]
+        table[column] = pa.FixedSizeListArray.from_arrays(pa.array(layer.reshape(-1)), layer.shape[1])
+    # Neither packs floats any closer.
+    parquet.write_table(pa.table(table), file, compression="none", use_dictionary=False)
+
+
+def _read_parquet(path: pathlib.Path) -> np.ndarray:
+    _require_pyarrow()
+    from pyarrow import parquet
+
+    table = parquet.read_table(path)
+    layers = {
+        name: table[name].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+        for name in table.column_names
+        if name not in ("number", "text")
+    }
+    return layers["vector"] if "vector" in layers else np.stack(list(layers.values()), axis=1)
 
 
 def _claim(folder: pathlib.Path, about: dict[str, Any]) -> dict[str, str]:

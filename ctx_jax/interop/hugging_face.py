@@ -15,9 +15,10 @@ import numpy as np
 from ctx_jax.errors import InputError, did_you_mean
 from ctx_jax.interop.files.tensors import Tensors
 from ctx_jax.interop.names import FAMILIES, FLAX, PYTORCH, Dialect, bert_table
+from ctx_jax.interop.run_folder import bound_model
 from ctx_jax.interop.tables import read_params, transposed, whole
-from ctx_jax.models.bert import HEADS, BertConfig, BertWithHeads
-from ctx_jax.nn.parameters import Bound, Params
+from ctx_jax.models.bert import HEADS, BertConfig
+from ctx_jax.nn.parameters import Params
 
 _ACTIVATIONS = {
     "gelu": "gelu",
@@ -337,8 +338,7 @@ def read_model(
         record, config_file, heads=found.heads, pooler=found.pooler, tied_head="masked_lm" not in found.heads or tied
     )
     table = bert_table(config, family, dialect, prefix=found.prefix, outer=found.outer)
-    shapes = Bound(lambda rngs: BertWithHeads(config, rngs=rngs)).shapes
-    return config, read_params(table, left, shapes, file)
+    return config, read_params(table, left, bound_model(config).shapes, file)
 
 
 def _classifier(record: Mapping[str, Any], where: str) -> str:

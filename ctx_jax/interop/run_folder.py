@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ _ABOUT = ("data", "experiment")
 CONFIG, WEIGHTS, CHECKPOINTS, TOKENIZER, NPZ = "config.json", "weights", "checkpoints", "tokenizer", "weights.npz"
 
 
+@functools.lru_cache(maxsize=8)  # to find its shapes takes a tenth of a second, and loading and encoding both need them
 def bound_model(config: BertConfig | ElmoConfig) -> Bound:
     """The module of a configuration, heads and all."""
     model = next(model for kind, model in MODELS.values() if isinstance(config, kind))

@@ -23,7 +23,7 @@ from ctx_jax.interop.files.tensorflow_file import write_tensorflow
 from ctx_jax.interop.google_bert import write_google_model
 from ctx_jax.interop.names import FAMILIES, FLAX, PYTORCH, Dialect, bert_table
 from ctx_jax.interop.pretrained import Pretrained
-from ctx_jax.interop.programs.forward import ProgramOptions
+from ctx_jax.interop.programs.forward import WHOLE, ProgramOptions
 from ctx_jax.interop.programs.onnx import write_onnx
 from ctx_jax.interop.programs.saved_model import write_saved_model
 from ctx_jax.interop.programs.stablehlo import write_stablehlo
@@ -31,9 +31,6 @@ from ctx_jax.interop.run_folder import write_about, write_run, write_weights
 from ctx_jax.interop.tables import write_params
 from ctx_jax.models.bert import BertConfig
 from ctx_jax.models.elmo import ElmoConfig
-
-WHOLE = ProgramOptions()
-"""All layers, weights inside."""
 
 
 def save(

@@ -6,12 +6,17 @@ What differs from model to model, RoBERTa's two separators between texts, is the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from ctx_jax.errors import InputError
 from ctx_jax.text.tokenizer import Layout, Pieces, Specials, Tokenizer
+from ctx_jax.text.vocabulary import check_text
+
+_CHARACTERS = 64
+"""Of a text that is cut, so many for each piece are looked at first: ten times what a piece has."""
 
 
 class Inputs(NamedTuple):
@@ -83,9 +88,10 @@ def model_inputs(
         raise InputError(f"pairs: found {len(pairs)}, expected one for each of the {len(texts)} texts")
 
     form = (tokenizer.specials, tokenizer.layout)
-    firsts = tokenizer.encode_batch(texts)
+    split = partial(_beginnings, tokenizer, max_length) if on_too_long == "truncate" else tokenizer.encode_batch
+    firsts = split(texts)
     try:
-        seconds = [None] * len(firsts) if pairs is None else tokenizer.encode_batch(pairs)
+        seconds = [None] * len(firsts) if pairs is None else split(pairs)
     except InputError as error:
         raise InputError(f"second {error}") from error
     rows: list[Inputs] = []
@@ -113,6 +119,27 @@ def model_inputs(
             for start, part in _windows(second, room - len(first.ids), stride):
                 rows.append(_row(form, first, part, text, start))
     return rows
+
+
+def _beginnings(tokenizer: Tokenizer, count: int, texts: Sequence[str | Sequence[str]]) -> list[Pieces]:
+    """As `tokenizer.encode_batch`, but of a long string some first pieces do, at least twice `count`.
+
+    It is cut before white space, where every tokenizer splits; a piece that knows better, such as an added token with
+    a space in it, is among those that nobody reads.
+    """
+    begun = [_beginning(text, count * _CHARACTERS, f"texts[{number}]") for number, text in enumerate(texts)]
+    found = tokenizer.encode_batch(begun)
+    for number, (text, beginning) in enumerate(zip(texts, begun, strict=True)):
+        if beginning is not text and len(found[number].ids) < 2 * count:
+            found[number] = tokenizer.encode(text)
+    return found
+
+
+def _beginning(text: str | Sequence[str], length: int, name: str) -> str | Sequence[str]:
+    if not isinstance(text, str) or len(text) <= 2 * length:
+        return text
+    end = max(text.rfind(blank, 0, length) for blank in " \n")
+    return check_text(text, name)[:end].rstrip() if end > 0 else text
 
 
 def _truncated(first: Pieces, second: Pieces | None, room: int) -> tuple[Pieces, Pieces | None]:

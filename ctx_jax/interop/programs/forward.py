@@ -38,6 +38,10 @@ class ProgramOptions:
     python: str | None = None
 
 
+WHOLE = ProgramOptions()
+"""All layers, weights inside."""
+
+
 class Program(NamedTuple):
     """A forward pass, ready to be traced.
 

@@ -1,0 +1,57 @@
+"""Compiled programs on disk: what one process has compiled, the next one reads.
+
+The cache is JAX's own. An entry's key covers the program, the versions of jaxlib and XLA, XLA's flags and the
+processor's features, so that environments and unlike machines may share a folder. Whoever may write into it can have
+any code run: it belongs to its user alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pathlib
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+log = logging.getLogger("ctx_jax.compilation")
+
+
+def keep_compiled(folder: str | os.PathLike[str] | None = None) -> str | None:
+    """Keeps what is compiled from now on in a folder, and looks there before anything is compiled.
+
+    What JAX's own variables say holds: `JAX_ENABLE_COMPILATION_CACHE=false` switches the cache off,
+    `JAX_COMPILATION_CACHE_DIR` is the folder where none is given, `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS` the
+    least time that makes a program worth keeping; without it all are kept, for JAX's own second would leave out nearly
+    every shape of an encoder. JAX warns of an entry that it cannot read, and compiles.
+
+    Args:
+      folder: made if need be; None is `ctx_jax/compiled` in `XDG_CACHE_HOME`, or in `~/.cache`.
+
+    Returns:
+      The folder; None where the cache is switched off, or the folder cannot be written, which is logged.
+    """
+    if not jax.config.jax_enable_compilation_cache:
+        return None
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    before = jax.config.jax_compilation_cache_dir
+    if folder is None and before:
+        return before  # JAX makes it; it may be a bucket
+    path = pathlib.Path(folder or _default()).expanduser().absolute()
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        reason = None if os.access(path, os.W_OK | os.X_OK) else "not allowed"
+    except OSError as error:
+        reason = error.strerror
+    if reason is not None:
+        log.warning("%s: cannot be written (%s), nothing compiled is kept", path, reason)
+        return None
+    if before != str(path):
+        jax.config.update("jax_compilation_cache_dir", str(path))
+        compilation_cache.reset_cache()  # else JAX stays with the folder that it began with
+    return str(path)
+
+
+def _default() -> pathlib.Path:
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ctx_jax" / "compiled"
