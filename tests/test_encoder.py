@@ -151,9 +151,9 @@ def test_compilations_are_bounded_whatever_comes(topics_corpus, bound, encoder):
     rng = np.random.default_rng(0)
     word = TEXTS[0].split()[0]
     for _ in range(12):
-        lengths = rng.integers(0, 40, rng.integers(1, 30))
+        lengths = rng.integers(0, rng.integers(2, 40), rng.integers(1, 400))
         fresh.encode([[word] * int(n) for n in lengths], pool="mean", batch_tokens=200)
-    shapes = compiled_shapes(CONFIG.max_length, 200)
+    shapes = compiled_shapes(CONFIG.max_length, 200, fresh.mesh.size)
     assert 3 < fresh._forward._cache_size() <= len(shapes)
     assert fresh.warm_up(pool="mean", batch_tokens=200) == len(shapes)
     before = fresh._forward._cache_size()

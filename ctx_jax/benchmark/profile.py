@@ -116,12 +116,10 @@ def profile_encoder(
     if not 1 <= length <= longest:
         most = f", at most {longest}" if longest < math.inf else ""
         raise InputError(f"length: found {length}, expected at least 1{most}")
-    draw = np.random.default_rng(0)
     if isinstance(encoder, BertEncoder):
-        ids = draw.integers(0, config.vocab_size, (rows, length), np.int32)
-        arrays = ids, np.zeros_like(ids), np.ones_like(ids)
-        work = [_Work(encoder._forward, (encoder.params, *arrays, (config.num_layers,), "mean"))]
+        work = [_Work(*encoder.forward(rows, length, pool="mean"))]
     elif isinstance(encoder, ElmoEncoder):
+        draw = np.random.default_rng(0)
         at_once = min(rows * length, NEW_WORDS_AT_ONCE)
         ids = draw.integers(0, config.num_characters, (at_once, config.max_characters), np.int16)
         vectors = draw.standard_normal((rows, length, config.projection_dim), np.float32).astype(config.dtype)

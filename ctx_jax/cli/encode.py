@@ -37,7 +37,9 @@ class Encode:
     stride: int = 0
     """With `split`: tokens by which the parts overlap."""
     batch_tokens: int = 8192
-    """Tokens on the device at once, padding counted."""
+    """Tokens on a device at once, padding counted."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Type of the computation; by default what the model's folder says."""
     rows: int = 65536
     """With --pool: texts of a shard."""
     format: Literal["npy", "parquet"] = "npy"
@@ -62,7 +64,7 @@ def encode(command: Encode) -> int:
     texts = list(command.texts) if command.file is None else _lines(command.file)
     layers = None if command.layers is None else parse_layers(command.layers)
     keep_compiled()
-    encoder = Encoder.from_pretrained(command.model)
+    encoder = Encoder.from_pretrained(command.model, dtype=command.dtype)
     options = {"batch_tokens": command.batch_tokens, "show_progress": sys.stderr.isatty()}
     if command.pool and command.out:
         from ctx_jax.encoder.shards import write_shards

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import dataclasses
 import itertools
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 from tqdm import tqdm
 
@@ -22,7 +26,7 @@ from ctx_jax.interop.load import load
 from ctx_jax.interop.pretrained import Pooling, Pretrained
 from ctx_jax.interop.programs.forward import WHOLE, Layers, ProgramOptions, chosen_layers
 from ctx_jax.models.elmo import ElmoConfig
-from ctx_jax.nn.parameters import Params
+from ctx_jax.nn.parameters import Params, flat_paths, nested
 from ctx_jax.text.tokenizer import Tokenizer
 
 # What only writing a model needs takes a tenth of a second to import: whoever encodes does without.
@@ -32,6 +36,9 @@ if TYPE_CHECKING:
 Text = str | Sequence[str]
 Pool = Literal["mean", "max", "cls"]
 OnTooLong = Literal["error", "truncate", "split"]
+Dtype = Literal["float32", "bfloat16"]
+MATRICES = re.compile(r"(kernel|kernels/\d+|projection)$")
+"""What products alone read, cast to the computation's type before them. Tables are summed in float32."""
 WINDOW = 4096
 """Texts that are sorted by length together, where vectors are pooled."""
 
@@ -89,30 +96,47 @@ class Encoder(abc.ABC):
       tokenizer: None when the folder holds none.
       pooling: how a sentence encoder makes a text's vector; None of others.
       about: what the folder says of how the model was made.
+      mesh: the devices among which the rows of a batch are divided.
     """
 
     about: Mapping[str, Any] = MappingProxyType({})
 
-    def __init__(self, config: Any, params: Params, tokenizer: Tokenizer | None = None, pooling: Pooling | None = None):
+    def __init__(
+        self,
+        config: Any,
+        params: Params,
+        tokenizer: Tokenizer | None,
+        pooling: Pooling | None,
+        devices: Sequence[jax.Device],
+    ):
         self.config = config
         self.params = params
         self.tokenizer = tokenizer
         self.pooling = pooling
+        self.mesh = Mesh(np.array(devices), ("data",))
+        self._placed: tuple[Params, Params] | None = None
 
     @staticmethod
-    def from_pretrained(path: str | os.PathLike[str]) -> Encoder:
+    def from_pretrained(path: str | os.PathLike[str], *, dtype: Dtype | None = None) -> Encoder:
         """Loads a folder, whatever wrote it: a run directory (its final weights, or those of its newest good
         checkpoint), an import, or another library's, see `interop.load.SUPPORTED`.
+
+        Args:
+          path: the folder.
+          dtype: type of the computation, "float32" or "bfloat16"; None is what the folder says, else float32.
 
         Raises:
           InputError: nothing in the folder is known, or what is there is broken or does not fit.
         """
+        if dtype not in (None, "float32", "bfloat16"):
+            raise InputError(f"dtype: found {dtype!r}, expected 'float32' or 'bfloat16', or None")
         from ctx_jax.encoder.bert import BertEncoder
         from ctx_jax.encoder.elmo import ElmoEncoder
 
         found = load(path)
         kind = ElmoEncoder if isinstance(found.config, ElmoConfig) else BertEncoder
-        encoder = kind(found.config, found.params, found.tokenizer, found.pooling)
+        config = found.config if dtype is None else dataclasses.replace(found.config, dtype=dtype)
+        encoder = kind(config, found.params, found.tokenizer, found.pooling)
         encoder.about = found.about
         return encoder
 
@@ -279,6 +303,18 @@ class Encoder(abc.ABC):
         """
         del text, top
         raise InputError(f"fill_mask: {type(self.config).__name__} is no masked language model")
+
+    def _weights(self) -> Params:
+        """The parameters on every device, matrices in the computation's type; made anew when `params` is another."""
+        placed = self._placed
+        if placed is None or placed[0] is not self.params:
+            cast = {
+                path: leaf.astype(self.config.dtype) if MATRICES.search(path) else leaf
+                for path, leaf in flat_paths(self.params).items()
+            }
+            everywhere = NamedSharding(self.mesh, PartitionSpec())
+            placed = self._placed = self.params, jax.device_put(nested(cast), everywhere)
+        return placed[1]
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

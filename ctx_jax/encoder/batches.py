@@ -16,8 +16,8 @@ BATCH_TOKENS = 8192
 """Tokens at once on a device, padding counted, unless one text has more."""
 SHARED_LENGTH = 64
 """Of the shortest rows that texts share: attention to so few costs next to nothing, and longer ones waste less."""
-TOKENS_PER_SLOT = 8
-"""A row of T holds T / 8 texts at most, so that pooled vectors have a fixed place."""
+TOKENS_PER_SLOT = 4
+"""A row of T holds T / 4 texts at most, so that pooled vectors have a fixed place."""
 
 
 ATTENTION_LENGTH = 2048
@@ -63,12 +63,13 @@ def slots_per_row(length: int) -> int:
     return max(length // TOKENS_PER_SLOT, 1)
 
 
-def compiled_rows(length: int, batch_tokens: int = BATCH_TOKENS, devices: int = 1) -> list[int]:
+def compiled_rows(length: int, max_length: int, batch_tokens: int = BATCH_TOKENS, devices: int = 1) -> list[int]:
     """B of the shapes of one length: for each device as many as there is room for, half of that, … down to one.
 
     Rows shorter than the shared ones hold texts that are few: one row on each device is enough.
     """
-    rows = [max(batch_tokens // length, 1) if length >= SHARED_LENGTH else 1]
+    shared = length >= min(SHARED_LENGTH, max_length)
+    rows = [max(batch_tokens // length, 1) if shared else 1]
     while rows[-1] > 1:
         rows.append(rows[-1] // 2)
     return [devices * count for count in rows[::-1]]
@@ -77,7 +78,7 @@ def compiled_rows(length: int, batch_tokens: int = BATCH_TOKENS, devices: int = 
 def compiled_shapes(max_length: int, batch_tokens: int = BATCH_TOKENS, devices: int = 1) -> list[tuple[int, int]]:
     """All the shapes that may ever be compiled."""
     lengths = compiled_lengths(max_length)
-    return [(rows, length) for length in lengths for rows in compiled_rows(length, batch_tokens, devices)]
+    return [(rows, length) for length in lengths for rows in compiled_rows(length, max_length, batch_tokens, devices)]
 
 
 def plan_batches(
@@ -99,11 +100,14 @@ def plan_batches(
     left = np.argsort(-lengths, kind="stable")
     while len(left):
         rows, length = min(
-            (_fill(left, lengths, length, batch_tokens, devices) for length in _possible(lengths[left], max_length)),
+            (
+                _fill(left, lengths, length, compiled_rows(length, max_length, batch_tokens, devices)[-1])
+                for length in _possible(lengths[left], max_length)
+            ),
             key=lambda found: _cost(*found, lengths),
         )
         done = 0
-        for count in _split(len(rows), compiled_rows(length, batch_tokens, devices)):
+        for count in _split(len(rows), compiled_rows(length, max_length, batch_tokens, devices)):
             yield _batch(rows[done : done + count], lengths, (count, length))
             done += count
         left = left[np.isin(left, np.concatenate(rows), invert=True)]
@@ -120,12 +124,20 @@ def _possible(lengths: Int[np.ndarray, "E"], max_length: int) -> list[int]:
 
 
 def _fill(
-    left: Int[np.ndarray, "E"], lengths: Int[np.ndarray, "N"], length: int, batch_tokens: int, devices: int
+    left: Int[np.ndarray, "E"], lengths: Int[np.ndarray, "N"], length: int, most: int
 ) -> tuple[list[Int[np.ndarray, "_"]], int]:
     """The rows of a batch of this length, the longest texts first, and the length."""
     starts, order = pack(lengths[left], length, slots_per_row(length))
-    most = compiled_rows(length, batch_tokens, devices)[-1]
-    return [left[order[begin:end]] for begin, end in pairwise(starts[: most + 1])], length
+    rows = [left[order[begin:end]] for begin, end in pairwise(starts[: most + 1])]
+    # What is left at the end, an eighth free or more, is better off in shorter rows.
+    while (
+        len(rows) > 1
+        and length > SHARED_LENGTH
+        and 2 * lengths[rows[-1][0]] < length
+        and 8 * lengths[rows[-1]].sum() < 7 * length
+    ):
+        del rows[-1]
+    return rows, length
 
 
 def _cost(rows: Sequence[Int[np.ndarray, "_"]], length: int, lengths: Int[np.ndarray, "N"]) -> float:

@@ -5,16 +5,25 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
 
 from ctx_jax.arrays import Representations
 from ctx_jax.encoder.base import Ask, Candidate, Encoder, Pool, Text, progress
-from ctx_jax.encoder.batches import BATCH_TOKENS, compiled_shapes, padded_length, plan_batches
+from ctx_jax.encoder.batches import (
+    BATCH_TOKENS,
+    SHARED_LENGTH,
+    Batch,
+    compiled_shapes,
+    padded_length,
+    plan_batches,
+    slots_per_row,
+)
 from ctx_jax.errors import InputError
 from ctx_jax.interop.pretrained import Pooling
 from ctx_jax.interop.programs.forward import Layers
@@ -41,22 +50,22 @@ class BertEncoder(Encoder):
         tokenizer: Tokenizer | None = None,
         pooling: Pooling | None = None,
     ):
-        super().__init__(config, params, tokenizer, pooling)
+        super().__init__(config, params, tokenizer, pooling, jax.local_devices())
         bound = bound_model(config)
 
-        @partial(jax.jit, static_argnames=("chosen", "pool"))
+        @partial(jax.jit, static_argnames=("slots", "chosen", "pool"))
         def forward(
-            params: Params, ids: Array, types: Array, segments: Array, chosen: tuple[int, ...], pool: Pool | None
-        ) -> Array:
+            params: Params, rows: _Rows, slots: int, chosen: tuple[int, ...], pool: Pool | None
+        ) -> Float[Array, "K B ... D"]:
             last_alone = chosen == (config.num_layers,)
-            found = bound(params).encoder(ids, types, segments, all_layers=not last_alone)
+            found = bound(params).encoder(*rows, all_layers=not last_alone)
             if last_alone:
                 layers = found.last[None]
             elif chosen == tuple(range(config.num_layers + 1)):
                 layers = found.layers
             else:
                 layers = jnp.stack([found.layers[layer] for layer in chosen])
-            return _pooled(layers.astype(jnp.float32), found.mask[None, :, :, None], pool)
+            return _pooled(layers.astype(jnp.float32), rows.segments, slots, pool)
 
         @jax.jit
         def predict(params: Params, input_ids: Array, segments: Array, at: Array):
@@ -91,13 +100,16 @@ class BertEncoder(Encoder):
         """
         ask = self._ask(layers, pool, batch_tokens, "error", 0)
         longest = self.config.max_length if max_length is None else min(max_length, self.config.max_length)
-        shapes = compiled_shapes(self.config.max_length, batch_tokens)
-        # What the longest text is padded to is needed too.
-        shapes = [shape for shape in shapes if shape[1] <= padded_length(longest, self.config.max_length)]
+        shapes = compiled_shapes(self.config.max_length, batch_tokens, self.mesh.size)
+        # Texts share rows of up to twice their length.
+        most = padded_length(min(max(2 * longest, SHARED_LENGTH), self.config.max_length), self.config.max_length)
+        shapes = [shape for shape in shapes if shape[1] <= most]
         with progress(len(shapes), show_progress) as done:
             for shape in shapes:
                 zeros = np.zeros(shape, np.int32)
-                self._forward(self.params, zeros, zeros, zeros + 1, ask.chosen, ask.pool).block_until_ready()
+                slots = slots_per_row(shape[1])
+                rows = self._place(_Rows(*[zeros] * len(_Rows._fields)))
+                self._forward(self._weights(), rows, slots, ask.chosen, ask.pool).block_until_ready()
                 done(1)
         return len(shapes)
 
@@ -122,12 +134,9 @@ class BertEncoder(Encoder):
         Raises:
           InputError: no such shape, layer or pooling; the function raises it for arrays that are not of the shape.
         """
+        function, (params, inputs, *options) = self.forward(rows, length, layers=layers, pool=pool)
+        program, zeros = function.lower(params, inputs, *options).compile(), inputs.input_ids
         ask = self._ask(layers, pool, BATCH_TOKENS, "error", 0)
-        if rows < 1 or not 1 <= length <= self.config.max_length:
-            found = f"rows, length: found {rows}, {length}"
-            raise InputError(f"{found}, expected at least 1 row of 1 to {self.config.max_length} tokens")
-        zeros, params = np.zeros((rows, length), np.int32), self.params
-        program = self._forward.lower(params, zeros, zeros, zeros, ask.chosen, ask.pool).compile()
 
         def checked(name: str, value: Int[Array, "B T"]) -> Int[np.ndarray, "B T"]:
             value = np.asarray(value)
@@ -144,10 +153,27 @@ class BertEncoder(Encoder):
             ids = checked("input_ids", input_ids)
             mask = zeros + 1 if attention_mask is None else checked("attention_mask", attention_mask)
             types = zeros if token_type_ids is None else checked("token_type_ids", token_type_ids)
-            found = np.asarray(program(params, ids, types, mask))
+            found = np.asarray(program(params, _Rows(ids, types, mask, None)))
+            found = found if ask.pool is None else found[:, :, 0]
             return found[0] if ask.single else found
 
         return run
+
+    def forward(
+        self, rows: int, length: int, *, layers: Layers | None = None, pool: Pool | None = None
+    ) -> tuple[jax.stages.Wrapped, tuple[Any, ...]]:
+        """What `compiled` compiles: a jitted function, and the arguments of a call with rows of one text each.
+
+        Arguments and errors are those of `compiled`; the ids are zeros. The function gives [K, B, T, D], or with `pool`
+        [K, B, 1, D], on the first device.
+        """
+        ask = self._ask(layers, pool, BATCH_TOKENS, "error", 0)
+        if rows < 1 or not 1 <= length <= self.config.max_length:
+            found = f"rows, length: found {rows}, {length}"
+            raise InputError(f"{found}, expected at least 1 row of 1 to {self.config.max_length} tokens")
+        zeros = np.zeros((rows, length), np.int32)
+        params = jax.device_put(self._weights(), self.mesh.devices[0])
+        return self._forward, (params, _Rows(zeros, zeros, zeros + 1, None), 1, ask.chosen, ask.pool)
 
     def encode_ids(
         self,
@@ -165,7 +191,7 @@ class BertEncoder(Encoder):
         """
         ids, mask, types = self._checked(input_ids, attention_mask, token_type_ids)
         ends = mask.shape[1] - mask[:, ::-1].argmax(1)
-        rows = [_Row(*(x[row, :end] for x in (ids, types, mask))) for row, end in enumerate(ends)]
+        rows = [_Row(*(x[row, :end] for x in (ids, types, mask > 0))) for row, end in enumerate(ends)]
         return self._tokens(rows, ids.shape[1], self._ask(layers, None, batch_tokens, "error", 0), lambda count: None)
 
     def logits(
@@ -184,7 +210,7 @@ class BertEncoder(Encoder):
             has = ", ".join(self.config.all_heads) or "none"
             raise InputError(f"head: found {head!r}, expected one of the model's: {has}")
         ids, mask, types = self._checked(input_ids, attention_mask, token_type_ids)
-        return np.asarray(self._logits(self.params, ids, types, mask, head))
+        return np.asarray(self._logits(self._weights(), ids, types, mask, head))
 
     def _checked(
         self,
@@ -229,7 +255,7 @@ class BertEncoder(Encoder):
         ids = _padded([row.input_ids], length, tokenizer.specials.pad)
         segments = _padded([np.ones(len(row.input_ids), np.int32)], length, 0)
         result = []
-        for probabilities in np.asarray(self._predict(self.params, ids, segments, at)):
+        for probabilities in np.asarray(self._predict(self._weights(), ids, segments, at)):
             best = np.argsort(-probabilities, kind="stable")[:top]
             names = tokenizer.tokens(best)
             result.append([Candidate(name, float(probabilities[i])) for name, i in zip(names, best, strict=True)])
@@ -263,39 +289,50 @@ class BertEncoder(Encoder):
 
     def _pooled(self, prepared: _Prepared, ask: Ask, done: Callable[[int], object]) -> Float[np.ndarray, "K B D"]:
         found = np.empty((len(ask.chosen), len(prepared.rows), self.config.hidden_size), np.float32)
-        for members, vectors in self._batches(list(map(_row, prepared.rows)), ask):
-            found[:, members] = vectors[:, : len(members)]
-            done(len(members))
+        for batch, vectors in self._batches(list(map(_row, prepared.rows)), ask):
+            found[:, batch.texts] = vectors[:, batch.rows, batch.slots]
+            done(len(batch.texts))
         return found
 
     def _tokens(self, rows: Sequence[_Row], length: int, ask: Ask, done: Callable[[int], object]) -> Representations:
         layers = np.zeros((len(ask.chosen), len(rows), length, self.config.hidden_size), np.float32)
-        for members, vectors in self._batches(rows, ask):
-            longest = min(vectors.shape[2], length)
-            layers[:, members, :longest] = vectors[:, : len(members), :longest]
-            done(len(members))
-        mask = _padded([row.segments for row in rows], length, 0) > 0
+        for batch, vectors in self._batches(rows, ask):
+            for text, row, start in zip(batch.texts, batch.rows, batch.starts, strict=True):
+                size = len(rows[text].input_ids)
+                layers[:, text, :size] = vectors[:, row, start : start + size]
+            done(len(batch.texts))
+        mask = _padded([row.present for row in rows], length, 0) > 0
         if ask.layers == "last":
             return Representations(layers[0], None, mask)
         numbers = None if ask.layers == "all" else ask.chosen
         last = layers[ask.chosen.index(self.config.num_layers)] if self.config.num_layers in ask.chosen else None
         return Representations(last, layers, mask, numbers=numbers)
 
-    def _batches(self, rows: Sequence[_Row], ask: Ask) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Members of each batch, and their vectors; one batch is computed while the caller has the one before."""
-        waiting: deque[tuple[np.ndarray, Array]] = deque()
+    def _batches(self, rows: Sequence[_Row], ask: Ask) -> Iterator[tuple[Batch, Float[np.ndarray, "K B ... D"]]]:
+        """Each batch and its vectors; one is computed while the caller has the one before."""
+        waiting: deque[tuple[Batch, Array]] = deque()
         lengths = [len(row.input_ids) for row in rows]
-        for members, shape in plan_batches(lengths, self.config.max_length, ask.batch_tokens):
-            arrays = [np.zeros(shape, np.int32) for _ in _Row._fields]
-            for place, member in enumerate(members):
-                for array, values in zip(arrays, rows[member], strict=True):
-                    array[place, : len(values)] = values
-            waiting.append((members, self._forward(self.params, *arrays, ask.chosen, ask.pool)))
+        for batch in plan_batches(lengths, self.config.max_length, ask.batch_tokens, self.mesh.size):
+            arrays = _Rows(*(np.zeros(batch.shape, np.int32) for _ in _Rows._fields))
+            for text, row, slot, start in zip(batch.texts, batch.rows, batch.slots, batch.starts, strict=True):
+                one = rows[text]
+                place = row, slice(start, start + len(one.input_ids))
+                arrays.input_ids[place] = one.input_ids
+                arrays.token_types[place] = one.token_types
+                arrays.segments[place] = one.present * (slot + 1)
+                arrays.positions[place] = np.arange(len(one.input_ids))
+            slots = slots_per_row(batch.shape[1])
+            vectors = self._forward(self._weights(), self._place(arrays), slots, ask.chosen, ask.pool)
+            waiting.append((batch, vectors))
             if len(waiting) > 1:
-                members, vectors = waiting.popleft()
-                yield members, np.asarray(vectors)
-        for members, vectors in waiting:
-            yield members, np.asarray(vectors)
+                batch, vectors = waiting.popleft()
+                yield batch, np.asarray(vectors)
+        for batch, vectors in waiting:
+            yield batch, np.asarray(vectors)
+
+    def _place(self, rows: _Rows) -> _Rows:
+        """Rows on the devices, as many on each."""
+        return jax.device_put(rows, NamedSharding(self.mesh, PartitionSpec("data")))
 
 
 class _Prepared(NamedTuple):
@@ -306,28 +343,45 @@ class _Prepared(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """What the model reads of a row; segments are 1 at tokens and 0 at padding within."""
+    """What the model reads of a text; `present` is False at padding within."""
 
     input_ids: np.ndarray
     token_types: np.ndarray
-    segments: np.ndarray
+    present: np.ndarray
+
+
+class _Rows(NamedTuple):
+    """What the model reads of a batch; segments count the texts of a row from 1; without positions they are 0 … T-1."""
+
+    input_ids: Int[Array, "B T"]
+    token_types: Int[Array, "B T"]
+    segments: Int[Array, "B T"]
+    positions: Int[Array, "B T"] | None
 
 
 def _row(inputs: Inputs) -> _Row:
-    return _Row(inputs.input_ids, inputs.token_type_ids, np.ones(len(inputs.input_ids), np.int32))
+    return _Row(inputs.input_ids, inputs.token_type_ids, np.ones(len(inputs.input_ids), bool))
 
 
 @jax.named_scope("pooling")
-def _pooled(layers: Float[Array, "K B T D"], mask: Bool[Array, "1 B T 1"], pool: Pool | None) -> Array:
-    """Zeros at padding, or one vector a row; a row without tokens, which fills a batch up, gives zeros."""
-    if pool == "cls":
-        return layers[:, :, 0]
-    if pool == "max":
-        return jnp.where(mask, layers, -jnp.inf).max(2)
-    inside = jnp.where(mask, layers, 0.0)
+def _pooled(
+    layers: Float[Array, "K B T D"], segments: Int[Array, "B T"], slots: int, pool: Pool | None
+) -> Float[Array, "K B ... D"]:
+    """[K, B, T, D] with zeros at padding, or [K, B, slots, D], a vector for each text of a row; of none, anything."""
     if pool is None:
-        return inside
-    return inside.sum(2) / jnp.maximum(mask.sum(2, dtype=jnp.float32), 1.0)
+        return jnp.where(segments[None, :, :, None] > 0, layers, 0.0)
+    member = segments[:, None, :] == jnp.arange(1, slots + 1)[None, :, None]
+    if pool == "cls":
+        return jnp.take_along_axis(layers, member.argmax(2)[None, :, :, None], axis=2)
+    if pool == "mean":
+        member = member.astype(jnp.float32)
+        share = member / jnp.maximum(member.sum(2, keepdims=True), 1.0)
+        return jnp.einsum("bst,kbtd->kbsd", share, layers, precision="highest")
+    # One text of each row after the other: all at once would be slots times as much memory.
+    largest = jax.lax.map(
+        lambda of_text: jnp.where(of_text[None, :, :, None], layers, -jnp.inf).max(2), jnp.moveaxis(member, 1, 0)
+    )
+    return jnp.moveaxis(largest, 0, 2)
 
 
 def _padded(rows: Sequence[np.ndarray], length: int, fill: int) -> Int[np.ndarray, "B T"]:

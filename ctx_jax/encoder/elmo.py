@@ -56,7 +56,7 @@ class ElmoEncoder(Encoder):
         tokenizer: Tokenizer | None = None,
         pooling: Pooling | None = None,
     ):
-        super().__init__(config, params, tokenizer, pooling)
+        super().__init__(config, params, tokenizer, pooling, jax.local_devices()[:1])
         self._characters = Characters(config.max_characters)
         self._known: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()  # what is known changes
@@ -137,7 +137,7 @@ class ElmoEncoder(Encoder):
             some = new[begin : begin + NEW_WORDS_AT_ONCE]
             ids = np.zeros((_power_of_two(len(some), NEW_WORDS_AT_ONCE), self.config.max_characters), np.int16)
             ids[: len(some)] = [self._characters.word(word) for word in some]
-            self._known.update(zip(some, np.asarray(self._words(self.params, ids)), strict=False))
+            self._known.update(zip(some, np.asarray(self._words(self._weights(), ids)), strict=False))
 
     def _read(
         self,
@@ -151,7 +151,7 @@ class ElmoEncoder(Encoder):
     ) -> ElmoState:
         """Runs the LSTMs over rows of texts, by number, and writes the vectors that were asked for into `layers`."""
         batch = self._rows([[texts[text] for text in row] for row in rows], count, length)
-        found, state = self._contextualise(self.params, batch, state, ask.chosen)
+        found, state = self._contextualise(self._weights(), batch, state, ask.chosen)
         found = np.asarray(found)
         for row, members in enumerate(rows):
             place = 1

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ctx_jax.encoder import BertEncoder, ElmoEncoder, Encoder
-from ctx_jax.encoder.batches import padded_length
 from ctx_jax.flops.devices import device_peak, measured_cpu_peak
-from ctx_jax.nn.parameters import flat_paths, nested
 from ctx_jax.text.inputs import model_inputs
 
 
@@ -30,12 +26,14 @@ class BertModel:
 
     def __init__(self, encoder: BertEncoder):
         self._encoder = encoder
+        self._compiled: dict[tuple[int, ...], Callable[..., np.ndarray]] = {}
         self.about = _about()
 
     def forward(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """All rows at once, as everybody else takes them."""
-        at_once = len(ids) * padded_length(ids.shape[1], self._encoder.config.max_length)
-        return self._encoder.encode_ids(ids, mask, layers="last", batch_tokens=at_once).last
+        """Rows of one shape, which is compiled at the first call."""
+        if ids.shape not in self._compiled:
+            self._compiled[ids.shape] = self._encoder.compiled(*ids.shape, layers="last")
+        return self._compiled[ids.shape](ids, mask)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """The mean of each text's tokens."""
@@ -79,21 +77,10 @@ def load(folder: str, options: Mapping[str, Any]) -> BertModel | ElmoModel | Sta
     if options["dtype"] == "float32":
         # GPUs multiply float32 in TF32 unless told not to, and PyTorch tells them.
         jax.config.update("jax_default_matmul_precision", "highest")
-    encoder = Encoder.from_pretrained(folder)
+    encoder = Encoder.from_pretrained(folder, dtype=options["dtype"])
     if options["static"]:
         return StaticModel(encoder)
-    encoder = _in_type(encoder, options["dtype"])
     return ElmoModel(encoder) if isinstance(encoder, ElmoEncoder) else BertModel(encoder)
-
-
-def _in_type(encoder: Encoder, dtype: str) -> Encoder:
-    """On the device and, but for biases and norms, in the type of the computation: nothing is cast at every call."""
-    params = {}
-    for path, leaf in flat_paths(encoder.params).items():
-        kept = leaf.ndim < 2 or path.endswith(("/bias", "/scale"))
-        params[path] = jnp.asarray(leaf, leaf.dtype if kept else dtype)
-    config = dataclasses.replace(encoder.config, dtype=dtype)
-    return type(encoder)(config, nested(params), encoder.tokenizer, encoder.pooling)
 
 
 def peak() -> dict[str, Any] | None:
