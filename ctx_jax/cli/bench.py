@@ -49,12 +49,16 @@ class Bench:
     """As many cores for everybody; by default all that there are."""
     repeats: int = 15
     """Runs that count, of each, in turn."""
+    profile: OptionalPath = None
+    """No peers: where our own time goes, by part of the model; the trace is kept in this folder."""
     json: bool = False
     """Only the line of JSON."""
 
 
 def bench(command: Bench) -> int:
     """Bench"""
+    import jax
+
     from ctx_jax.benchmark import report
     from ctx_jax.benchmark.bench import bench as run
     from ctx_jax.benchmark.bench import find_peers
@@ -62,6 +66,8 @@ def bench(command: Bench) -> int:
     from ctx_jax.benchmark.work import read_texts
 
     _check(command)
+    if command.profile is not None:
+        return _profile(command)
     lines = None if command.texts is None else read_texts(command.texts)
     cores = cores_for(command.threads)
     setting = Setting(
@@ -74,6 +80,9 @@ def bench(command: Bench) -> int:
     )
     races: list[Any] = []
     with tempfile.TemporaryDirectory() as folder:
+        with contextlib.suppress(RuntimeError):
+            # A GPU is for those who are measured.
+            jax.config.update("jax_platforms", "cpu")
         subjects = _subjects(command.models, pathlib.Path(folder))
         peers, missing = find_peers(command.peers, command.peer_python)
         work = lines or _shapes(command, subjects)
@@ -90,8 +99,12 @@ def bench(command: Bench) -> int:
 
 
 def _check(command: Bench) -> None:
+    from ctx_jax.benchmark.subjects import STATIC
+
     if not command.models:
         raise InputError("expected at least one MODEL: a folder, a run directory or a config file")
+    if command.profile is not None and (command.texts is not None or command.peers or STATIC in command.models):
+        raise InputError("--profile: found --texts, --peers or static with it, expected models and --lengths alone")
     if command.lengths and command.texts is not None:
         raise InputError("expected --lengths or --texts, found both")
     for name, values in {"--batch": command.batch, "--dtype": command.dtype}.items():
@@ -111,15 +124,35 @@ def _check(command: Bench) -> None:
         raise InputError(f"--threads: found {command.threads}, expected 1 to {available}, the cores there are")
 
 
-def _subjects(models: Sequence[str], folder: pathlib.Path) -> list[Any]:
-    import jax
+def _profile(command: Bench) -> int:
+    """Tables of parts, one for each model, type and shape."""
+    from ctx_jax.benchmark.profile import profile_encoder, profile_lines
+    from ctx_jax.encoder import Encoder
 
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        subjects = _subjects(command.models, pathlib.Path(folder))
+        for dtype in command.dtype:
+            for shape in _shapes(command, subjects):
+                for subject in subjects:
+                    encoder = Encoder.from_pretrained(subject.folder, dtype=dtype)
+                    name = f"{subject.name}-{dtype}-{shape.batch}x{shape.length}"
+                    parts = profile_encoder(encoder, *shape, folder=command.profile / name)
+                    found.append({"model": subject.name, "dtype": dtype, **shape._asdict()})
+                    found[-1]["parts"] = [part._asdict() for part in parts]
+                    if not command.json:
+                        lines = [f"\n{subject}, {dtype}, {shape.batch} × {shape.length}", "", *profile_lines(parts)]
+                        print("\n".join(lines), flush=True)
+    if not command.json:
+        print()
+    print(json.dumps(found))
+    return 0
+
+
+def _subjects(models: Sequence[str], folder: pathlib.Path) -> list[Any]:
     from ctx_jax.benchmark.subjects import STATIC, lay_out, static_of, with_random_weights
     from ctx_jax.interop.load import load
 
-    with contextlib.suppress(RuntimeError):
-        # A GPU is for those who are measured.
-        jax.config.update("jax_platforms", "cpu")
     subjects = []
     for number, model in enumerate(models):
         if model == STATIC:

@@ -36,8 +36,8 @@ class Encode:
     """What to do with a text that is longer than the model takes."""
     stride: int = 0
     """With `split`: tokens by which the parts overlap."""
-    batch_tokens: int = 8192
-    """Tokens on a device at once, padding counted."""
+    batch_tokens: int | None = None
+    """Tokens on a device at once, padding counted; by default as many as suit it."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of the computation; by default what the model's folder says."""
     rows: int = 65536

@@ -97,6 +97,7 @@ class Encoder(abc.ABC):
       pooling: how a sentence encoder makes a text's vector; None of others.
       about: what the folder says of how the model was made.
       mesh: the devices among which the rows of a batch are divided.
+      batch_tokens: tokens on a device at once where the caller does not say.
     """
 
     about: Mapping[str, Any] = MappingProxyType({})
@@ -108,12 +109,14 @@ class Encoder(abc.ABC):
         tokenizer: Tokenizer | None,
         pooling: Pooling | None,
         devices: Sequence[jax.Device],
+        batch_tokens: int = BATCH_TOKENS,
     ):
         self.config = config
         self.params = params
         self.tokenizer = tokenizer
         self.pooling = pooling
         self.mesh = Mesh(np.array(devices), ("data",))
+        self.batch_tokens = batch_tokens
         self._placed: tuple[Params, Params] | None = None
 
     @staticmethod
@@ -175,7 +178,7 @@ class Encoder(abc.ABC):
         *,
         layers: Layers | None = None,
         pool: Pool | None = None,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         on_too_long: OnTooLong = "error",
         stride: int = 0,
         show_progress: bool = False,
@@ -188,7 +191,7 @@ class Encoder(abc.ABC):
             is "all", with `pool` "last". Only these leave the device.
           pool: one vector a text: the mean or the maximum over its tokens, special ones included, or the first token's;
             taken on the device. None keeps every token.
-          batch_tokens: tokens on the device at once, padding counted.
+          batch_tokens: tokens on a device at once, padding counted; None is 8,192, for a BERT on a processor 1,024.
           on_too_long: a text longer than the model takes is an error, or is truncated, or split into several rows that
             overlap by `stride` tokens; these cannot be pooled.
           stride: see above.
@@ -220,7 +223,7 @@ class Encoder(abc.ABC):
         *,
         layers: Layers = "last",
         pool: Pool = "mean",
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         on_too_long: Literal["error", "truncate"] = "error",
         show_progress: bool = False,
     ) -> Iterator[Float[np.ndarray, "*K D"]]:
@@ -248,12 +251,13 @@ class Encoder(abc.ABC):
         return found / np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), 1e-12)
 
     def _ask(
-        self, layers: Layers | None, pool: Pool | None, batch_tokens: int, on_too_long: OnTooLong, stride: int
+        self, layers: Layers | None, pool: Pool | None, batch_tokens: int | None, on_too_long: OnTooLong, stride: int
     ) -> Ask:
         if pool not in (None, "mean", "max", "cls"):
             raise InputError(f"pool: found {pool!r}, expected 'mean', 'cls' or 'max', or None")
         if pool and on_too_long == "split":
             raise InputError("pool: a text that is split has no one vector; expected on_too_long 'error' or 'truncate'")
+        batch_tokens = self.batch_tokens if batch_tokens is None else batch_tokens
         if not isinstance(batch_tokens, int) or batch_tokens < 1:
             raise InputError(f"batch_tokens: found {batch_tokens!r}, expected at least 1")
         layers = layers if layers is not None else "last" if pool else "all"
@@ -313,8 +317,12 @@ class Encoder(abc.ABC):
                 for path, leaf in flat_paths(self.params).items()
             }
             everywhere = NamedSharding(self.mesh, PartitionSpec())
-            placed = self._placed = self.params, jax.device_put(nested(cast), everywhere)
+            placed = self._placed = self.params, jax.device_put(self._laid_out(nested(cast)), everywhere)
         return placed[1]
+
+    def _laid_out(self, params: Params) -> Params:
+        """As the compiled functions take them."""
+        return params
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

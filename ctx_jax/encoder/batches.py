@@ -8,20 +8,23 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from ctx_jax.packing import pack
 
 BATCH_TOKENS = 8192
 """Tokens at once on a device, padding counted, unless one text has more."""
+CPU_BATCH_TOKENS = 1024
+"""On a processor: products are as fast as with more, and what lies between them stays in its caches."""
 SHARED_LENGTH = 64
 """Of the shortest rows that texts share: attention to so few costs next to nothing, and longer ones waste less."""
 TOKENS_PER_SLOT = 4
 """A row of T holds T / 4 texts at most, so that pooled vectors have a fixed place."""
 
 
-ATTENTION_LENGTH = 2048
-"""Of rows in which attention costs as much as all the rest: BERT-base, measured on a CPU; FLOPs alone say 4,608."""
+ATTENTION_LENGTH = 8 / 3
+"""Of rows in which attention costs as much as all the rest, in widths of the model: measured on a CPU for widths of 384
+and 768. FLOPs alone say 6."""
 
 
 class Batch(NamedTuple):
@@ -82,7 +85,7 @@ def compiled_shapes(max_length: int, batch_tokens: int = BATCH_TOKENS, devices: 
 
 
 def plan_batches(
-    lengths: Sequence[int], max_length: int, batch_tokens: int = BATCH_TOKENS, devices: int = 1
+    lengths: Sequence[int], max_length: int, batch_tokens: int = BATCH_TOKENS, devices: int = 1, width: int = 768
 ) -> Iterator[Batch]:
     """Batches of all texts, the longest first.
 
@@ -95,7 +98,9 @@ def plan_batches(
       max_length: what the model takes.
       batch_tokens: see BATCH_TOKENS.
       devices: among which the rows of a batch are divided.
+      width: D of the model, which says what attention costs beside the rest.
     """
+    attention_length = ATTENTION_LENGTH * width
     lengths = np.maximum(np.asarray(lengths), 1)
     left = np.argsort(-lengths, kind="stable")
     while len(left):
@@ -104,7 +109,7 @@ def plan_batches(
                 _fill(left, lengths, length, compiled_rows(length, max_length, batch_tokens, devices)[-1])
                 for length in _possible(lengths[left], max_length)
             ),
-            key=lambda found: _cost(*found, lengths),
+            key=lambda found: _cost(*found, lengths, attention_length),
         )
         done = 0
         for count in _split(len(rows), compiled_rows(length, max_length, batch_tokens, devices)):
@@ -140,15 +145,13 @@ def _fill(
     return rows, length
 
 
-def _cost(rows: Sequence[Int[np.ndarray, "_"]], length: int, lengths: Int[np.ndarray, "N"]) -> float:
+def _cost(
+    rows: Sequence[Int[np.ndarray, "_"]], length: int, lengths: Int[np.ndarray, "N"], attention_length: float
+) -> float:
     """Of a batch, beside what its texts would cost in rows of their own length."""
     sizes = lengths[np.concatenate(rows)]
-    return len(rows) * length * _place(length) / (sizes * _place(sizes)).sum()
-
-
-def _place(length: int | Int[np.ndarray, "E"]) -> float | Float[np.ndarray, "E"]:
-    """Of a place in a row, in units of what does not depend on the row's length."""
-    return 1 + length / ATTENTION_LENGTH
+    alone = sizes * (1 + sizes / attention_length)
+    return len(rows) * length * (1 + length / attention_length) / alone.sum()
 
 
 def _split(rows: int, counts: list[int]) -> Iterator[int]:

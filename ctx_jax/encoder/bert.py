@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +19,7 @@ from ctx_jax.arrays import Representations
 from ctx_jax.encoder.base import Ask, Candidate, Encoder, Pool, Text, progress
 from ctx_jax.encoder.batches import (
     BATCH_TOKENS,
+    CPU_BATCH_TOKENS,
     SHARED_LENGTH,
     Batch,
     compiled_shapes,
@@ -50,8 +53,11 @@ class BertEncoder(Encoder):
         tokenizer: Tokenizer | None = None,
         pooling: Pooling | None = None,
     ):
-        super().__init__(config, params, tokenizer, pooling, jax.local_devices())
-        bound = bound_model(config)
+        devices = jax.local_devices()
+        at_once = CPU_BATCH_TOKENS if devices[0].platform == "cpu" else BATCH_TOKENS
+        super().__init__(config, params, tokenizer, pooling, devices, at_once)
+        unrolled = bound_model(dataclasses.replace(config, unroll=True))
+        bound = lambda params: unrolled(_stacked(params))
 
         @partial(jax.jit, static_argnames=("slots", "chosen", "pool"))
         def forward(
@@ -86,7 +92,7 @@ class BertEncoder(Encoder):
         *,
         layers: Layers | None = None,
         pool: Pool | None = None,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         show_progress: bool = False,
     ) -> int:
         """Compiles all that `encode` with these arguments can ever need, and returns how many shapes that is.
@@ -100,7 +106,7 @@ class BertEncoder(Encoder):
         """
         ask = self._ask(layers, pool, batch_tokens, "error", 0)
         longest = self.config.max_length if max_length is None else min(max_length, self.config.max_length)
-        shapes = compiled_shapes(self.config.max_length, batch_tokens, self.mesh.size)
+        shapes = compiled_shapes(self.config.max_length, ask.batch_tokens, self.mesh.size)
         # Texts share rows of up to twice their length.
         most = padded_length(min(max(2 * longest, SHARED_LENGTH), self.config.max_length), self.config.max_length)
         shapes = [shape for shape in shapes if shape[1] <= most]
@@ -136,7 +142,7 @@ class BertEncoder(Encoder):
         """
         function, (params, inputs, *options) = self.forward(rows, length, layers=layers, pool=pool)
         program, zeros = function.lower(params, inputs, *options).compile(), inputs.input_ids
-        ask = self._ask(layers, pool, BATCH_TOKENS, "error", 0)
+        ask = self._ask(layers, pool, None, "error", 0)
 
         def checked(name: str, value: Int[Array, "B T"]) -> Int[np.ndarray, "B T"]:
             value = np.asarray(value)
@@ -167,7 +173,7 @@ class BertEncoder(Encoder):
         Arguments and errors are those of `compiled`; the ids are zeros. The function gives [K, B, T, D], or with `pool`
         [K, B, 1, D], on the first device.
         """
-        ask = self._ask(layers, pool, BATCH_TOKENS, "error", 0)
+        ask = self._ask(layers, pool, None, "error", 0)
         if rows < 1 or not 1 <= length <= self.config.max_length:
             found = f"rows, length: found {rows}, {length}"
             raise InputError(f"{found}, expected at least 1 row of 1 to {self.config.max_length} tokens")
@@ -182,7 +188,7 @@ class BertEncoder(Encoder):
         token_type_ids: Int[Array, "B T"] | None = None,
         *,
         layers: Layers = "all",
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
     ) -> Representations:
         """Vectors of rows of ids, special tokens included; 0 in `attention_mask` is padding.
 
@@ -312,7 +318,8 @@ class BertEncoder(Encoder):
         """Each batch and its vectors; one is computed while the caller has the one before."""
         waiting: deque[tuple[Batch, Array]] = deque()
         lengths = [len(row.input_ids) for row in rows]
-        for batch in plan_batches(lengths, self.config.max_length, ask.batch_tokens, self.mesh.size):
+        config = self.config
+        for batch in plan_batches(lengths, config.max_length, ask.batch_tokens, self.mesh.size, config.hidden_size):
             arrays = _Rows(*(np.zeros(batch.shape, np.int32) for _ in _Rows._fields))
             for text, row, slot, start in zip(batch.texts, batch.rows, batch.slots, batch.starts, strict=True):
                 one = rows[text]
@@ -329,6 +336,13 @@ class BertEncoder(Encoder):
                 yield batch, np.asarray(vectors)
         for batch, vectors in waiting:
             yield batch, np.asarray(vectors)
+
+    def _laid_out(self, params: Params) -> Params:
+        """Layers one by one: cut out of a stack, the weights of each would be copied in every call."""
+        stack = params["encoder"]["layers"]
+        count = jax.tree.leaves(stack)[0].shape[0]
+        layers = [jax.tree.map(itemgetter(layer), stack) for layer in range(count)]
+        return {**params, "encoder": {**params["encoder"], "layers": layers}}
 
     def _place(self, rows: _Rows) -> _Rows:
         """Rows on the devices, as many on each."""
@@ -361,6 +375,12 @@ class _Rows(NamedTuple):
 
 def _row(inputs: Inputs) -> _Row:
     return _Row(inputs.input_ids, inputs.token_type_ids, np.ones(len(inputs.input_ids), bool))
+
+
+def _stacked(params: Params) -> Params:
+    """The layers in a stack, as the model takes them: XLA sees that each is cut out again, and makes none."""
+    layers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params["encoder"]["layers"])
+    return {**params, "encoder": {**params["encoder"], "layers": layers}}
 
 
 @jax.named_scope("pooling")

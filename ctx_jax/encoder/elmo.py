@@ -18,7 +18,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ctx_jax.arrays import Representations
 from ctx_jax.encoder.base import Ask, Encoder, Text
-from ctx_jax.encoder.batches import BATCH_TOKENS
 from ctx_jax.errors import InputError
 from ctx_jax.interop.pretrained import Pooling
 from ctx_jax.interop.programs.forward import Layers
@@ -89,7 +88,7 @@ class ElmoEncoder(Encoder):
           state: as the call before returned it; None at the beginning of the texts.
           layers: as in `encode`.
         """
-        ask = self._ask(layers, None, BATCH_TOKENS, "error", 0)
+        ask = self._ask(layers, None, None, "error", 0)
         texts = _texts_of_words(sentences)
         if state is not None and (found := state.forward[0].cell.shape[0]) != len(texts):
             raise InputError(f"sentences: found {len(texts)}, expected {found}, as many as the state is of")

@@ -39,7 +39,7 @@ def write_shards(
     format: Format = "npy",
     with_texts: bool = False,
     on_too_long: OnTooLong = "error",
-    batch_tokens: int,
+    batch_tokens: int | None = None,
     show_progress: bool = False,
     told: Callable[[str], object] = lambda line: None,
 ) -> int:

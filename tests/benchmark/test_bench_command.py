@@ -130,6 +130,17 @@ def wordpiece(folder):
     return load_tokenizer(folder / "vocab.txt"), len(pieces)
 
 
+def test_profile_has_a_table_and_keeps_the_trace(tmp_path, capsys):
+    assert main(["bench", *TINY, "--lengths", "16", "--batch", "2", "--profile", str(tmp_path / "trace")]) == 0
+    *table, last = capsys.readouterr().out.splitlines()
+    (found,) = json.loads(last)
+    assert (found["batch"], found["length"], found["dtype"]) == (2, 16, "float32")
+    assert sum(part["share"] for part in found["parts"]) == pytest.approx(1)
+    assert {"projections", "feed-forward", "scores"} <= {part["name"] for part in found["parts"]}
+    assert any(line.startswith("a call") for line in table)
+    assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+
+
 @pytest.mark.slow
 def test_elmo_is_measured_alone(tmp_path):
     config = ElmoConfig(vocab_size=20, lstm_dim=16, projection_dim=8, filters=((1, 4), (2, 4)), num_highway=1)

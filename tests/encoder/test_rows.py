@@ -58,7 +58,7 @@ def test_bfloat16_casts_matrices_once_and_changes_no_vector():
     ids, mask, types = many(0, 20, 30)
     types_of = {str(leaf.dtype) for leaf in jax.tree.leaves(encoder._weights())}
     assert types_of == {"float32", "bfloat16"}
-    plain._placed = plain.params, plain.params
+    plain._placed = plain.params, plain._laid_out(plain.params)
     ours, theirs = (x.encode_ids(ids, mask, types).layers for x in (encoder, plain))
     np.testing.assert_array_equal(ours, theirs)
     exact = make(CONFIG, 1).encode_ids(ids, mask, types).layers
