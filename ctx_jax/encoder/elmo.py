@@ -124,6 +124,11 @@ class ElmoEncoder(Encoder):
         found = self._encode(prepared, ask._replace(layers=list(ask.chosen)), done)
         return np.stack([found.sentences(ask.pool, layer=layer) for layer in ask.chosen])
 
+    def forget(self) -> None:
+        """Forgets the words that it knows: the next texts go through the character CNN again."""
+        with self._lock:
+            self._known.clear()
+
     def _learn(self, words: Iterator[str]) -> None:
         """Runs the character CNN over the words that are not known yet."""
         wanted = dict.fromkeys([BEGIN, END, *words])

@@ -65,6 +65,17 @@ def test_bfloat16_casts_matrices_once_and_changes_no_vector():
     assert 1e-4 < np.abs(ours - exact).max() < 0.1
 
 
+def test_a_stack_gives_what_layers_one_by_one_give():
+    """What runs on other devices than processors."""
+    ids, mask, types = many(3, 20, 30)
+    listed, stacked = make(), make()
+    stacked._by_layer = False
+    assert isinstance(listed._weights()["encoder"]["layers"], list)
+    assert isinstance(stacked._weights()["encoder"]["layers"], dict)
+    found = [encoder.encode_ids(ids, mask, types).layers for encoder in (listed, stacked)]
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=3e-6)
+
+
 def test_new_parameters_are_used():
     encoder = make()
     ids = np.arange(20).reshape(2, 10)

@@ -49,7 +49,7 @@ class ElmoModel:
 
     def embed(self, texts: Sequence[str] | Sequence[Sequence[str]]) -> np.ndarray:
         """The mean of each text's words, of which none is known from a call before."""
-        self._encoder._known.clear()
+        self._encoder.forget()
         return self._encoder.encode(texts, pool="mean")
 
 
