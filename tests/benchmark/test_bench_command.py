@@ -130,8 +130,8 @@ def wordpiece(folder):
     return load_tokenizer(folder / "vocab.txt"), len(pieces)
 
 
-def test_profile_has_a_table_and_keeps_the_trace(tmp_path, capsys):
-    assert main(["bench", *TINY, "--lengths", "16", "--batch", "2", "--profile", str(tmp_path / "trace")]) == 0
+def test_profile_has_a_table_and_keeps_the_trace(config, tmp_path, capsys):
+    assert cli.main(["bench", config, "--lengths", "16", "--batch", "2", "--profile", str(tmp_path / "trace")]) == 0
     *table, last = capsys.readouterr().out.splitlines()
     (found,) = json.loads(last)
     assert (found["batch"], found["length"], found["dtype"]) == (2, 16, "float32")
