@@ -11,8 +11,8 @@ that they cut out of stacks, residuals, reversals.
     an instant     to the operations that run in it, on whatever thread or stream, in equal shares; to a loop only while
                    nothing of its body runs; to `transfer` where nothing runs: dispatch, copies in and out, waiting
 
-So the seconds of the parts add up to those of the call. They are taken with the profiler on, which costs about a
-microsecond an operation: nothing beside large ones, something in a loop of many small ones.
+So the seconds of the parts add up to those of the call. They are taken with the profiler on, which costs a
+little at every operation: nothing beside large ones, something in a loop of many small ones.
 
 FLOPs are those of the matrix products in the jaxpr (`ctx_jax.flops`), by the same scopes, whatever was fused.
 """

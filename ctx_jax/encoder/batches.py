@@ -104,15 +104,16 @@ def plan_batches(
     lengths = np.maximum(np.asarray(lengths), 1)
     left = np.argsort(-lengths, kind="stable")
     while len(left):
+        counts = {
+            length: compiled_rows(length, max_length, batch_tokens, devices)
+            for length in _possible(lengths[left], max_length)
+        }
         rows, length = min(
-            (
-                _fill(left, lengths, length, compiled_rows(length, max_length, batch_tokens, devices)[-1])
-                for length in _possible(lengths[left], max_length)
-            ),
+            (_fill(left, lengths, length, counts[length][-1]) for length in counts),
             key=lambda found: _cost(*found, lengths, attention_length),
         )
         done = 0
-        for count in _split(len(rows), compiled_rows(length, max_length, batch_tokens, devices)):
+        for count in _split(len(rows), counts[length]):
             yield _batch(rows[done : done + count], lengths, (count, length))
             done += count
         left = left[np.isin(left, np.concatenate(rows), invert=True)]

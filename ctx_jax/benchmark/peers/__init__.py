@@ -3,7 +3,7 @@
 The files run in processes of their own, perhaps of another Python that has no ctx_jax: `worker.py` is started by its
 path, and the files import nothing of ctx_jax but `ours.py`, which is us. Each defines
 
-    load(folder, options) -> model      options: dtype, threads, device, batch, max_length, elmo, static
+    load(folder, options) -> model      options: dtype, threads, device, batch, max_length, texts, static
     model.about                         {"device": "cpu" or "gpu", "versions": {name: version}}
     model.forward(ids, mask)            int64 [B, T] twice -> float32 [B, T, D], the last layer, on the host
     model.embed(texts)                  -> float32 [N, D], the mean of each text's tokens, on the host
