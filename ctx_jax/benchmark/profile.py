@@ -26,21 +26,20 @@ import tempfile
 import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.extend import core
 from jax.profiler import ProfileData, ProfileOptions
 
 from ctx_jax.encoder import BertEncoder, ElmoEncoder, Encoder
 from ctx_jax.encoder.elmo import NEW_WORDS_AT_ONCE, _Rows
 from ctx_jax.errors import InputError
 from ctx_jax.flops.jaxpr import CALLS, count_jaxpr
+from ctx_jax.hlo.parts import OTHER, all_scopes, inner_jaxprs, open_jaxpr, owner_of, scopes
+from ctx_jax.hlo.text import read_module
 
-OTHER = "other"
-"""Operations outside every scope."""
 TRANSFER = "transfer"
 """Time in which no operation runs."""
 
@@ -209,23 +208,8 @@ class _Owner(NamedTuple):
     fused: frozenset[str] = frozenset()
 
 
-class _Instruction(NamedTuple):
-    """A line of a compiled module: its opcode, the scopes it stands in, and the computation that it stands for."""
-
-    opcode: str
-    path: str
-    computation: str | None
-
-
 LOOPS = frozenset(("while", "conditional", "call"))
-PRODUCTS = frozenset(("dot", "convolution"))
-NO_WORK = frozenset(("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "broadcast"))
 _MODULE = re.compile(r"HloModule ([\w.\-]+)")
-_COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
-# The type, which may be a tuple, has no space before a word and a parenthesis; the opcode is the first to have one.
-_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = .*? ([a-z][\w\-]*)\(")
-_OP_NAME = re.compile(r'\bop_name="([^"]*)"')
-_STANDS_FOR = re.compile(r"\b(?:calls|to_apply)=%?([\w.\-]+)")
 
 
 def _compiled(function: Callable[..., Any], args: Sequence[Any]) -> tuple[str, dict[str, _Owner], Counter[str]]:
@@ -234,90 +218,34 @@ def _compiled(function: Callable[..., Any], args: Sequence[Any]) -> tuple[str, d
         raise InputError(f"function: found {function!r:.60}, expected what jax.jit returns")
     traced = function.trace(*args)
     text = traced.lower().compile().as_text()
-    owners = _owners(text, set(_all_scopes(traced.jaxpr)))
+    owners = _owners(text, set(all_scopes(traced.jaxpr)))
     return _MODULE.match(text)[1], owners, _products(traced.jaxpr, OTHER)
 
 
 def _owners(text: str, names: set[str]) -> dict[str, _Owner]:
     """Owners of all instructions of a module's text; `names` are the scopes that its function opened."""
-    computations: dict[str, dict[str, _Instruction]] = defaultdict(dict)
-    inside = ""
-    for line in text.splitlines():
-        if found := _COMPUTATION.match(line):
-            inside = found[1]
-        elif found := _INSTRUCTION.match(line):
-            path, computation = _OP_NAME.search(line), _STANDS_FOR.search(line)
-            computations[inside][found[1]] = _Instruction(
-                found[2], path[1] if path else "", computation[1] if computation else None
-            )
-
-    def parts(instruction: _Instruction) -> Iterator[tuple[str, bool]]:
-        """(part, whether it is a product) of all that an instruction does, the last one first."""
-        if instruction.opcode in ("fusion", "call"):
-            for inner in reversed(computations[instruction.computation].values()):
-                yield from parts(inner)
-        elif instruction.opcode not in NO_WORK:
-            # jit and loops are in the path too, and others' functions may be called as our scopes are.
-            for scope in [scope for scope in _scopes(instruction.path) if scope in names][-1:]:
-                yield scope, instruction.opcode in PRODUCTS
-
-    owners = {}
-    for instructions in computations.values():
-        for name, instruction in instructions.items():
-            found = list(parts(instruction))
-            counts = Counter(part for part, is_product in found if is_product) or Counter(part for part, _ in found)
-            # Of equals the last computed, the root's.
-            part = max(counts, key=counts.get, default=OTHER)
-            fused = frozenset(other for other, _ in found) - {part}
+    module = read_module(text)
+    owner, owners = owner_of(module, names), {}
+    for computation in module.computations.values():
+        for instruction in computation.instructions:
+            part, fused = owner(instruction)
             is_loop = instruction.opcode in LOOPS
-            owners[name] = _Owner(part, is_loop, frozenset() if is_loop else fused)
+            owners[instruction.name] = _Owner(part, is_loop, frozenset() if is_loop else fused)
     return owners
-
-
-def _scopes(path: str) -> Iterator[str]:
-    """Names in a path of scopes, the outermost first: `a` and `b` of `jit(f)/transpose(jvp(a))/while/body/b`, and
-    `while` and `body`.
-    """
-    for component in path.split("/"):
-        *wrappers, name = component.rstrip(")").split("(")
-        # einsum opens a scope named after its axes.
-        if name and "jit" not in wrappers and "->" not in name:
-            yield name
-
-
-def _open(jaxpr: Any) -> core.Jaxpr:
-    # Up to JAX 0.10 a jaxpr with its constants is another class.
-    return getattr(jaxpr, "jaxpr", jaxpr)
-
-
-def _inner(values: Iterable[Any]) -> Iterator[core.Jaxpr]:
-    """Jaxprs among an equation's parameters."""
-    for value in values:
-        if isinstance(value, core.Jaxpr | core.ClosedJaxpr):
-            yield _open(value)
-        elif isinstance(value, tuple | list):
-            yield from _inner(value)
-
-
-def _all_scopes(jaxpr: Any) -> Iterator[str]:
-    for equation in _open(jaxpr).eqns:
-        yield from _scopes(str(equation.source_info.name_stack))
-        for inner in _inner(equation.params.values()):
-            yield from _all_scopes(inner)
 
 
 def _products(jaxpr: Any, part: str) -> Counter[str]:
     """FLOPs of matrix products by part; what stands in no scope of its own belongs to `part`."""
     found = Counter()
-    for equation in _open(jaxpr).eqns:
-        here = [part, *_scopes(str(equation.source_info.name_stack))][-1]
-        name, inner = equation.primitive.name, list(_inner(equation.params.values()))
+    for equation in open_jaxpr(jaxpr).eqns:
+        here = [part, *scopes(str(equation.source_info.name_stack))][-1]
+        name, inner = equation.primitive.name, list(inner_jaxprs(equation.params.values()))
         if name == "scan" or (name in CALLS and len(inner) == 1):
             trips = equation.params["length"] if name == "scan" else 1
             found.update({part: flops * trips for part, flops in _products(inner[0], here).items()})
             continue
         try:
-            flops = count_jaxpr(_open(jaxpr).replace(eqns=[equation])).matrix
+            flops = count_jaxpr(open_jaxpr(jaxpr).replace(eqns=[equation])).matrix
         except InputError:
             flops = math.nan
         if flops:

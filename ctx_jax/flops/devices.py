@@ -63,6 +63,37 @@ Devices without bfloat16 (T4, V100) are left out, and so are chips that JAX show
 _ALIASES = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}
 
 
+class Chip(NamedTuple):
+    """What estimates need to know of a TPU beside its peak.
+
+    Attributes:
+      name: as people say it.
+      kind: `jax.Device.device_kind`.
+      flops_per_cycle: of all its matrix units: two for each of their multipliers.
+      link_bytes_per_s: over all links to other chips, published.
+    """
+
+    name: str
+    kind: str
+    flops_per_cycle: int
+    link_bytes_per_s: float
+
+    @property
+    def clock_hz(self) -> float:
+        """The clock at which the matrix units reach the published peak."""
+        return PUBLISHED[self.kind].bfloat16_flops_per_s / self.flops_per_cycle
+
+
+CHIPS = {
+    "v5e": Chip("v5e", "TPU v5 lite", 2 * 4 * 128 * 128, 1600e9 / 8),
+    "v5p": Chip("v5p", "TPU v5", 2 * 8 * 128 * 128, 4800e9 / 8),
+    "v6e": Chip("v6e", "TPU v6 lite", 2 * 4 * 256 * 256, 3584e9 / 8),
+}
+"""By the name of a topology. Matrix units and links from the Cloud TPU documentation, system architecture; v4 is left
+out, for the compiler's cycles there are those of one of a chip's two cores.
+"""
+
+
 def device_peak(device: jax.Device | None = None) -> Peak | None:
     """The device's peak; for a processor measured here, once; None for a device that is not in the table."""
     device = device or jax.devices()[0]

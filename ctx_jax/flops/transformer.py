@@ -8,8 +8,8 @@ T, in whole blocks. A masked-LM head costs 2·D·D + 2·D·V a prediction, a poo
 2·D·D an example, the next-sentence classifier 2·D·2. Embeddings of width E before a projection cost 2·T·E·D, and the
 head then 2·D·E + 2·E·V. Layers that share their parameters cost what others do.
 
-Computed again in the backward pass: with `remat="all"` every product of every layer (LayerNorm's gradient needs the
-sums, and so the last product too); with `remat="dots"` scores and context only.
+Computed again in the backward pass: the scores, always, for nothing of the size T·T is kept; and with `remat="all"`
+every product of every layer (LayerNorm's gradient needs the sums, and so the last product too).
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ def bert_cost(
     vectors, width, layers = rows * length, config.hidden_size, config.num_layers
     keys, queries = _scored(config, length)
     pairs = rows * queries * keys
+    product = 2 * pairs * width  # of scores, or of context
+    again = 3 * product if config.remat == "all" else product
     per_layer = [
         merge(
             "attention projections",
@@ -68,10 +70,9 @@ def bert_cost(
         merge(
             "attention scores",
             [
-                Part("", 2 * 2 * pairs * width, bytes_moved=4 * size * vectors * width),
+                Part("", 2 * product, bytes_moved=4 * size * vectors * width, again_flops=again),
                 elementwise(pairs * config.num_heads),
             ],
-            again=config.remat != "none",
         ),
         softmax(rows * queries * config.num_heads, keys),
         merge("feed-forward", _feed_forward(config, vectors, size), again=config.remat == "all"),

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 from ctx_jax.arrays import Representations
 from ctx_jax.errors import InputError, did_you_mean
 from ctx_jax.models.heads import Classifier, MaskedLMHead, Pooler
-from ctx_jax.nn.attention import SelfAttention, attention_mask
+from ctx_jax.nn.attention import Mask, SelfAttention, attention_mask
 from ctx_jax.nn.dropout import dropout, fold
 from ctx_jax.nn.embedding import Embedding
 from ctx_jax.nn.feed_forward import ACTIVATIONS, FeedForward
@@ -191,7 +191,7 @@ class BertLayer(nnx.Module):
         self.feed_forward_norm = LayerNorm(width, eps=config.layer_norm_eps)
 
     def __call__(
-        self, x: Float[Array, "B T D"], mask: Array, keys: Key[Array, "B"] | None = None
+        self, x: Float[Array, "B T D"], mask: Mask, keys: Key[Array, "B"] | None = None
     ) -> Float[Array, "B T D"]:
         """One layer; `keys` are the rows' dropout keys, None outside training."""
         attended = self.attention(x, mask, fold(keys, 0))

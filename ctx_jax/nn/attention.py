@@ -7,13 +7,33 @@ its neighbours: 3 · window scores a token instead of T.
 
 from __future__ import annotations
 
+from functools import partial
+from types import ModuleType
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, Int, Key, UInt
 
-from ctx_jax.nn.dropout import dropout
-from ctx_jax.nn.linear import Linear
+from ctx_jax.kernels.noise import keep
+from ctx_jax.kernels.packed import Heads, heads_of
+from ctx_jax.nn.dropout import seeds_of
+from ctx_jax.nn.linear import PRODUCT, Linear, affine
+
+
+class Mask(NamedTuple):
+    """Who may look at whom.
+
+    Attributes:
+      segment_ids: the example of its row that a token belongs to, 0 at padding; None where a window narrows it.
+      allowed: [B, 1, T, T], True where the query may look at the key; for local attention in N blocks
+        [B, 1, N, W, 3 W], within the window.
+    """
+
+    segment_ids: Int[Array, "B T"] | None
+    allowed: Bool[Array, "..."]
 
 
 def segment_mask(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
@@ -27,8 +47,12 @@ def is_blocked(length: int, window: int | None) -> bool:
     return window is not None and (not isinstance(length, int) or 3 * window < length)
 
 
-def attention_mask(segment_ids: Int[Array, "B T"], window: int | None = None) -> Bool[Array, "..."]:
-    """What `dot_product_attention` takes: [B, 1, T, T], or for local attention in N blocks [B, 1, N, W, 3 W]."""
+def attention_mask(segment_ids: Int[Array, "B T"], window: int | None = None) -> Mask:
+    """What `dot_product_attention` takes, for whole examples or a window."""
+    return Mask(None if window else segment_ids, _allowed(segment_ids, window))
+
+
+def _allowed(segment_ids: Int[Array, "B T"], window: int | None) -> Bool[Array, "..."]:
     if window is None:
         return segment_mask(segment_ids)
     length = segment_ids.shape[1]
@@ -57,41 +81,166 @@ def _with_neighbours(blocks: Array) -> Array:
     return jnp.concatenate([padded[..., :-2, :, :], blocks, padded[..., 2:, :, :]], axis=-2)
 
 
+def _weights(
+    rate: float, query: Array, key: Array, allowed: Array, seeds: UInt[Array, "B 2"] | None
+) -> tuple[Float[Array, "..."], Float[Array, "..."], Bool[Array, "..."] | None]:
+    """The softmax in float32; the weights in the operands' type, some dropped; where they were kept."""
+    with jax.named_scope("scores"):
+        scores = jnp.einsum("...qk,...tk->...qt", query, key, preferred_element_type=jnp.float32)
+        scores = scores * jnp.float32(query.shape[-1] ** -0.5)
+    with jax.named_scope("softmax"):
+        # A query without any key (padding) gets a uniform row, not NaN; nobody reads it.
+        scores = jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)
+        softmax = jax.nn.softmax(scores, axis=-1)
+    weights = softmax.astype(query.dtype)
+    if not rate:
+        return softmax, weights, None
+    kept = keep(seeds, weights.shape[1:], rate)
+    dropped = jnp.where(kept, weights / jnp.asarray(1.0 - rate, weights.dtype), jnp.zeros((), weights.dtype))
+    return softmax, dropped, kept
+
+
+def _windowed(query: Array, key: Array, value: Array, mask: Mask) -> tuple[Array, Array, Array]:
+    """In blocks where the mask is."""
+    if mask.allowed.ndim == 4:
+        return query, key, value
+    window = mask.allowed.shape[3]
+    return _blocks(query, window), *(_with_neighbours(_blocks(x, window)) for x in (key, value))
+
+
 def dot_product_attention(
     query: Float[Array, "B H T K"],
     key: Float[Array, "B H T K"],
     value: Float[Array, "B H T K"],
-    mask: Bool[Array, "..."],
+    mask: Mask,
     *,
-    dropout_rate: float = 0.0,
-    dropout_keys: Key[Array, "B"] | None = None,
+    rate: float = 0.0,
+    seeds: UInt[Array, "B 2"] | None = None,
 ) -> Float[Array, "B H T K"]:
     """softmax(q kᵀ / √K) v; products summed and softmax taken in float32, whatever the type of the operands.
+
+    For a gradient only the inputs are kept, and the weights are computed again (Dao et al. 2022, section 3.1).
 
     Args:
       query: of each head and token.
       key: likewise.
       value: likewise.
       mask: as `attention_mask` makes it; a blocked one makes the computation blocked.
-      dropout_rate: share of the weights that is dropped.
-      dropout_keys: of the rows; None drops nothing.
+      rate: share of the weights that is dropped.
+      seeds: of the rows' noise, see `kernels.noise`; not read at a rate of 0.
     """
+    return _attend(rate, query, key, value, mask, seeds)
+
+
+def _attend_plainly(
+    rate: float, query: Array, key: Array, value: Array, mask: Mask, seeds: UInt[Array, "B 2"] | None
+) -> Float[Array, "B H T K"]:
     shape = query.shape
-    if mask.ndim == 5:
-        window = mask.shape[3]
-        query = _blocks(query, window)
-        key, value = (_with_neighbours(_blocks(x, window)) for x in (key, value))
-    with jax.named_scope("scores"):
-        scores = jnp.einsum("...qk,...tk->...qt", query, key, preferred_element_type=jnp.float32)
-        scores = scores * jnp.float32(query.shape[-1] ** -0.5)
-    with jax.named_scope("softmax"):
-        # A query without any key (padding) gets a uniform row, not NaN; nobody reads it.
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    weights = dropout(weights, dropout_rate, dropout_keys)
+    query, key, value = _windowed(query, key, value, mask)
+    _, weights, _ = _weights(rate, query, key, mask.allowed, seeds)
     with jax.named_scope("context"):
         context = jnp.einsum("...qt,...tk->...qk", weights, value, preferred_element_type=jnp.float32)
     return context.astype(value.dtype).reshape(*shape[:2], -1, shape[-1])[:, :, : shape[2]]
+
+
+def _gradients(
+    rate: float, residuals: tuple[Array, Array, Array, Mask, Array | None], cotangent: Float[Array, "B H T K"]
+) -> tuple[Array, Array, Array]:
+    """Of query, key and value; the weights are computed again, and products have operands of the inputs' type."""
+    query, key, value, mask, seeds = residuals
+    dtype, shape = query.dtype, query.shape
+    (query, key, value), cut = jax.vjp(lambda *qkv: _windowed(*qkv, mask), query, key, value)
+    cotangent = cotangent if mask.allowed.ndim == 4 else _blocks(cotangent, mask.allowed.shape[3])
+    dot = lambda how, a, b: jnp.einsum(how, a, b, preferred_element_type=jnp.float32)
+    softmax, weights, kept = _weights(rate, query, key, mask.allowed, seeds)
+    with jax.named_scope("context"):
+        dvalue = dot("...qt,...qk->...tk", weights, cotangent)
+        dweights = dot("...qk,...tk->...qt", cotangent, value)
+    with jax.named_scope("softmax"):
+        dsoftmax = dweights if kept is None else jnp.where(kept, dweights / jnp.float32(1.0 - rate), 0.0)
+        share = softmax * dsoftmax
+        dscores = share - softmax * share.sum(-1, keepdims=True)
+        dscores = jnp.where(mask.allowed, dscores, 0.0) * jnp.float32(shape[-1] ** -0.5)
+        dscores = dscores.astype(dtype)
+    with jax.named_scope("scores"):
+        dquery, dkey = dot("...qt,...tk->...qk", dscores, key), dot("...qt,...qk->...tk", dscores, query)
+    return cut(tuple(x.astype(dtype) for x in (dquery, dkey, dvalue)))
+
+
+_attend = partial(jax.custom_vjp, nondiff_argnums=(0,))(_attend_plainly)
+_attend.defvjp(
+    lambda rate, *inputs: (_attend_plainly(rate, *inputs), inputs),
+    lambda rate, residuals, cotangent: (*_gradients(rate, residuals, cotangent), None, None),
+)
+
+
+def _unpack(packed: Float[Array, "B T G3C"], heads: Heads) -> tuple[Array, Array, Array]:
+    """Query, key and value, heads in front: [B, H, T, K] each."""
+    rows, length, _ = packed.shape
+    parts = packed.reshape(rows, length, -1, 3, heads.together, heads.width).transpose(3, 0, 2, 4, 1, 5)
+    return tuple(parts.reshape(3, rows, heads.count, length, heads.width))
+
+
+def _side_by_side(x: Float[Array, "B H T K"]) -> Float[Array, "B T D"]:
+    return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
+
+
+def _packed_attention(
+    heads: Heads, rate: float, packed: Float[Array, "B T G3C"], mask: Mask, seeds: UInt[Array, "B 2"]
+) -> Float[Array, "B T D"]:
+    """`dot_product_attention` of query, key and value packed as `kernels.tpu_attention` says, heads side by side.
+
+    For a gradient only the packed array is kept. On TPUs the gradient and its forward pass are kernels, with the same
+    noise.
+    """
+    return _side_by_side(_attend_plainly(rate, *_unpack(packed, heads), mask, seeds))
+
+
+packed_attention = partial(jax.custom_vjp, nondiff_argnums=(0, 1))(_packed_attention)
+
+
+def _kernels() -> ModuleType:
+    """Imported by who trains: Pallas takes its time."""
+    from ctx_jax.kernels import tpu_attention
+
+    return tpu_attention
+
+
+def _has_kernels(heads: Heads, packed: Array, mask: Mask) -> bool:
+    return mask.segment_ids is not None and _kernels().fits(*packed.shape[:2], heads)
+
+
+def _packed_forward(heads, rate, packed, mask, seeds):
+    residuals = (packed, mask, seeds)
+    plain = partial(_packed_attention, heads, rate)
+    if not _has_kernels(heads, packed, mask):
+        return plain(*residuals), residuals
+
+    def kernel(packed, mask, seeds):
+        return _kernels().forward(packed, mask.segment_ids, seeds, heads=heads, rate=rate)
+
+    with jax.named_scope("attention"):
+        return jax.lax.platform_dependent(*residuals, tpu=kernel, default=plain), residuals
+
+
+def _packed_backward(heads, rate, residuals, cotangent):
+    packed, mask, _ = residuals
+
+    def plain(packed, mask, seeds, cotangent):
+        parts, pack = jax.vjp(lambda packed: _unpack(packed, heads), packed)
+        cotangent = cotangent.reshape(*cotangent.shape[:2], heads.count, heads.width).transpose(0, 2, 1, 3)
+        return pack(_gradients(rate, (*parts, mask, seeds), cotangent))[0]
+
+    def kernel(packed, mask, seeds, cotangent):
+        return _kernels().backward(packed, mask.segment_ids, seeds, cotangent, heads=heads, rate=rate)
+
+    if not _has_kernels(heads, packed, mask):
+        return plain(*residuals, cotangent), None, None
+    with jax.named_scope("attention"):
+        return jax.lax.platform_dependent(*residuals, cotangent, tpu=kernel, default=plain), None, None
+
+
+packed_attention.defvjp(_packed_forward, _packed_backward)
 
 
 class SelfAttention(nnx.Module):
@@ -109,18 +258,33 @@ class SelfAttention(nnx.Module):
         self.out = Linear(width, width, stddev=stddev, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B T D"], mask: Bool[Array, "..."], keys: Key[Array, "B"] | None = None
+        self, x: Float[Array, "B T D"], mask: Mask, keys: Key[Array, "B"] | None = None
     ) -> Float[Array, "B T D"]:
         """Attends as `attention_mask` says; `keys` are the rows' dropout keys, None outside training."""
         batch, length, width = x.shape
+        if keys is not None:
+            return self.out(self._in_training(x, mask, keys))
         with jax.named_scope("projections"):
             qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, width // self.num_heads)
         with jax.named_scope("transposes"):
             # Heads in front, all three at once: cut out one by one, attention in bfloat16 takes up to 1.6 times as long
             # on the CPU; and einsums without transposes take 5 to 10 % more in float32.
             query, key, value = qkv.transpose(2, 0, 3, 1, 4)
-        context = dot_product_attention(query, key, value, mask, dropout_rate=self.dropout_rate, dropout_keys=keys)
+        context = dot_product_attention(query, key, value, mask)
         with jax.named_scope("transposes"):
-            context = context.transpose(0, 2, 1, 3).reshape(batch, length, width)
+            context = checkpoint_name(_side_by_side(context), PRODUCT)
         with jax.named_scope("projections"):
             return self.out(context)
+
+    def _in_training(self, x: Float[Array, "B T D"], mask: Mask, keys: Key[Array, "B"]) -> Float[Array, "B T D"]:
+        """The context; query, key and value are packed by moving the kernel's columns, not the vectors."""
+        heads = heads_of(self.num_heads, x.shape[-1] // self.num_heads)
+
+        def packed(parameter: Float[Array, "*K 3 D"]) -> Float[Array, "*K G3C"]:
+            groups = parameter.reshape(*parameter.shape[:-1], -1, heads.columns)
+            return jnp.swapaxes(groups, -3, -2).reshape(*parameter.shape[:-2], -1)
+
+        with jax.named_scope("projections"):
+            qkv = affine(x, packed(self.qkv.kernel[...]), packed(self.qkv.bias[...]))
+        context = packed_attention(heads, self.dropout_rate, qkv, mask, seeds_of(keys))
+        return checkpoint_name(context, PRODUCT)

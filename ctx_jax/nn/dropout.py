@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, UInt
+
+from ctx_jax.kernels.noise import keep
 
 
 def fold(keys: Key[Array, "B"] | None, number: int | Array) -> Key[Array, "B"] | None:
     """Another stream for each row's key: one a layer, one a place in the layer. None stays None."""
     return None if keys is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
+
+
+def seeds_of(keys: Key[Array, "B"]) -> UInt[Array, "B 2"]:
+    """Each row's seed of `kernels.noise`, from its key."""
+    return jax.random.key_data(keys)[:, -2:]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _drop(rate: float, x: Float[Array, "B ..."], seeds: UInt[Array, "B 2"]) -> Float[Array, "B ..."]:
+    kept = keep(seeds, x.shape[1:], rate)
+    return jnp.where(kept, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros((), x.dtype))
+
+
+# The noise is drawn again in the backward pass: a seed a row is all that is kept.
+_drop.defvjp(
+    lambda rate, x, seeds: (_drop(rate, x, seeds), seeds),
+    lambda rate, seeds, cotangent: (_drop(rate, cotangent, seeds), None),
+)
 
 
 def dropout(x: Float[Array, "B ..."], rate: float, keys: Key[Array, "B"] | None) -> Float[Array, "B ..."]:
@@ -18,7 +40,4 @@ def dropout(x: Float[Array, "B ..."], rate: float, keys: Key[Array, "B"] | None)
     Every row draws from a key of its own, so that a row meets the same noise in any batch, micro-batch or mesh.
     Without keys nothing is dropped.
     """
-    if keys is None or rate == 0.0:
-        return x
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
-    return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros((), x.dtype))
+    return x if keys is None or rate == 0.0 else _drop(rate, x, seeds_of(keys))

@@ -5,7 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
+
+PRODUCT = "product"
+"""Name of what `remat="dots"` keeps for the backward pass: results of products, in the type of the computation."""
 
 
 def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
@@ -43,6 +47,14 @@ def truncated_normal(rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float) -> A
     return jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape) * stddev
 
 
+def affine(
+    x: Float[Array, "*batch K"], kernel: Float[Array, "K M"], bias: Float[Array, "M"]
+) -> Float[Array, "*batch M"]:
+    """The affine map x @ kernel + bias over the last axis, in x's type."""
+    y = matmul(x.reshape(-1, x.shape[-1]), kernel) + bias.reshape(1, -1)
+    return checkpoint_name(y.astype(x.dtype).reshape(*x.shape[:-1], -1), PRODUCT)
+
+
 class Linear(nnx.Module):
     """y = x @ kernel + bias.
 
@@ -59,6 +71,5 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "*batch K"]) -> Float[Array, "*batch M"]:
         """Applies the map to the last axis; the result has x's type."""
         kernel, bias = self.kernel[...], self.bias[...]
-        rows = x.reshape(-1, x.shape[-1])
-        y = matmul(rows, kernel.reshape(kernel.shape[0], -1)) + bias.reshape(1, -1)
-        return y.astype(x.dtype).reshape(*x.shape[:-1], *bias.shape)
+        y = affine(x, kernel.reshape(kernel.shape[0], -1), bias.reshape(-1))
+        return y.reshape(*x.shape[:-1], *bias.shape)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ctx_jax.nn.linear import PRODUCT
+
 Remat = Literal["none", "dots", "all"]
 
 
@@ -52,7 +54,7 @@ def run_layers(
         return y, (y if all_layers else None)
 
     if remat != "none":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+        policy = jax.checkpoint_policies.save_only_these_names(PRODUCT) if remat == "dots" else None
         body = jax.checkpoint(body, policy=policy, prevent_cse=unroll)
     scanned = (layers if shared is None else None, jnp.arange(count))
     last, outputs = jax.lax.scan(body, x, scanned, unroll=count if unroll else 1)

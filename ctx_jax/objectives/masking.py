@@ -85,7 +85,13 @@ def _groups(
 
 
 def _choose(
-    maskable: Array, group: Array, segment_ids: Array, score: UInt[Array, "B T"], counts: Int[Array, "B S"]
+    maskable: Array,
+    group: Array,
+    segment_ids: Array,
+    score: UInt[Array, "B T"],
+    counts: Int[Array, "B S"],
+    *,
+    single: bool,
 ) -> Bool[Array, "B T"]:
     """Takes groups in the order of their scores as long as they fit into the example's count, as the original does:
     a group that is too large is passed over, smaller ones after it are still taken.
@@ -122,7 +128,10 @@ def _choose(
 
     remaining = counts.astype(jnp.int32)
     open_ = first & (size <= remaining_at(remaining))
-    _, taken, _ = jax.lax.while_loop(lambda state: state[0].any(), take, (open_, jnp.zeros_like(open_), remaining))
+    state = open_, jnp.zeros_like(open_), remaining
+    # Of single tokens the first pass takes all: no loop, whose end the devices would have to agree on at every trip.
+    state = take(state) if single else jax.lax.while_loop(lambda state: state[0].any(), take, state)
+    taken = state[1]
     # Whole groups: the first token's fate is that of the run it begins.
     run = jax.lax.cummax(jnp.where(first, place, 0), axis=1)
     chosen = jnp.take_along_axis(taken, run, axis=1) & (segment < num_segments)
@@ -177,7 +186,8 @@ def draw_masks(
     starts_word = ~jnp.asarray(vocabulary.continues_word)[batch.input_ids]
     group = _groups(unit, maskable, starts_word, segment_ids, bits[..., 1])
     lengths = jax.nn.one_hot(segment_ids - 1, num_segments, dtype=jnp.int32).sum(1)
-    chosen = _choose(maskable, group, segment_ids, bits[..., 0], jnp.asarray(counts)[lengths])
+    counts = jnp.asarray(counts)[lengths]
+    chosen = _choose(maskable, group, segment_ids, bits[..., 0], counts, single=unit == "token")
 
     index = jnp.broadcast_to(jnp.arange(chosen.shape[1])[None, :], chosen.shape)
     ordered = jnp.sort(jnp.where(chosen, index, chosen.shape[1]), axis=1)[:, :slots]

@@ -115,7 +115,9 @@ def test_training_formula_equals_the_walk_of_the_very_step(seed, remat):
     cost = step_cost(experiment)
     assert walk.matrix == cost.training_matrix_flops
     again = sum(part.again_flops for part in cost.parts)
-    assert (again > 0) == (remat != "none")
+    scores = next(part for part in cost.parts if part.name == "attention scores")
+    assert scores.again_flops == scores.matrix_flops * (1.5 if remat == "all" else 0.5)
+    assert (again > scores.again_flops) == (remat == "all")
     assert cost.training_matrix_flops == 3 * cost.matrix_flops + again
 
 

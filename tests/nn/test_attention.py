@@ -1,6 +1,5 @@
 """Attention by hand: the mask, the softmax, and what dropout takes."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from oracles.compiling import quick_jit
 from ctx_jax.nn.attention import attention_mask, dot_product_attention, segment_mask
 
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 0, 0], [0, 1, 1, 0, 1, 2, 0]], np.int32)
-heads_in_front = quick_jit(dot_product_attention, static_argnames="dropout_rate")
+heads_in_front = quick_jit(dot_product_attention, static_argnames="rate")
 
 
 def attend(query, key, value, mask, **options):
@@ -45,7 +44,7 @@ def test_mask_lets_a_token_see_its_segment_and_nobody_see_padding():
 def test_equals_the_sum_by_hand(scale):
     """At a scale of 100 scores reach 1e4 and their last digit 1e-3, which the softmax passes on."""
     query, key, value = vectors(scale)
-    out = np.asarray(attend(query, key, value, segment_mask(SEGMENTS)))
+    out = np.asarray(attend(query, key, value, attention_mask(SEGMENTS)))
     assert np.isfinite(out).all()
     expected = by_hand(*(x.astype(np.float64) for x in (query, key, value)), SEGMENTS)
     tokens = SEGMENTS > 0
@@ -61,7 +60,7 @@ def test_local_attention_equals_the_sum_by_hand(window, length):
     segments = np.sort(rng.integers(1, 4, (2, length)), axis=1).astype(np.int32)
     segments[0, length - length // 4 :] = 0
     mask = quick_jit(attention_mask, static_argnums=1)(segments, window)
-    assert mask.ndim == (5 if 3 * window < length else 4)
+    assert mask.allowed.ndim == (5 if 3 * window < length else 4)
     out = np.asarray(attend(query, key, value, mask))
     assert out.shape == query.shape
     expected = by_hand(*(x.astype(np.float64) for x in (query, key, value)), segments, window)
@@ -70,7 +69,7 @@ def test_local_attention_equals_the_sum_by_hand(window, length):
 
 def test_bfloat16_rounds_weights_and_result():
     query, key, value = (jnp.asarray(x, jnp.bfloat16) for x in vectors())
-    out = attend(query, key, value, segment_mask(SEGMENTS))
+    out = attend(query, key, value, attention_mask(SEGMENTS))
     assert out.dtype == jnp.bfloat16
     expected = by_hand(*(np.asarray(x, np.float64) for x in (query, key, value)), SEGMENTS)
     tokens = SEGMENTS > 0
@@ -84,7 +83,7 @@ def test_bfloat16_does_not_round_the_scores():
     query = jnp.asarray([[8, 1, 0, 0], [0, 0, 0, 0]], jnp.bfloat16)[None, :, None]
     key = jnp.asarray([[16, 0, 0, 0], [16, 0.5, 0, 0]], jnp.bfloat16)[None, :, None]
     value = jnp.asarray([[0, 0, 0, 0], [1, 1, 1, 1]], jnp.bfloat16)[None, :, None]
-    out = attend(query, key, value, segment_mask(np.ones((1, 2), np.int32)))
+    out = attend(query, key, value, attention_mask(np.ones((1, 2), np.int32)))
     np.testing.assert_allclose(np.asarray(out[0, 0, 0], np.float64), 1 / (1 + np.exp(-0.25)), rtol=2.0**-8)
 
 
@@ -93,10 +92,10 @@ def test_dropout_takes_weights():
     query, key, _ = vectors()
     value = np.tile(np.eye(7, dtype=np.float32)[None, :, None, :], (2, 1, 3, 1))
     query, key = (np.pad(x, ((0, 0), (0, 0), (0, 0), (0, 2))) for x in (query, key))
-    mask = segment_mask(np.ones((2, 7), np.int32))
-    keys = quick_jit(lambda: jax.random.split(jax.random.key(0), 2))()
+    mask = attention_mask(np.ones((2, 7), np.int32))
+    seeds = np.random.default_rng(0).integers(0, 2**32, (2, 2), np.uint32)
     whole = np.asarray(attend(query, key, value, mask))
-    some = np.asarray(attend(query, key, value, mask, dropout_rate=0.25, dropout_keys=keys))
+    some = np.asarray(attend(query, key, value, mask, rate=0.25, seeds=seeds))
     kept = some != 0
     assert 0.6 < kept.mean() < 0.9
     np.testing.assert_allclose(some[kept], whole[kept] / 0.75, rtol=1e-6)

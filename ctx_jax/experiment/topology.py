@@ -1,0 +1,276 @@
+"""A run compiled for TPUs that nobody here has: does it fit, what does it exchange, how long may a step take?
+
+The real TPU compiler runs on any Linux machine (libtpu, `pip install ctx_jax[tpu]`) and compiles for a topology that
+it is told by name. What it makes is read by `ctx_jax.hlo`. Times are estimates: the compiler's cycles at the clock at
+which its matrix units reach the published peak.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from ctx_jax.errors import InputError
+from ctx_jax.experiment.assembly import abstract_step
+from ctx_jax.experiment.config import Experiment
+from ctx_jax.experiment.cost import step_cost
+from ctx_jax.flops.devices import CHIPS, Chip, Peak, named_peak, roofline
+from ctx_jax.hlo.estimate import Estimate, by_part, estimate
+from ctx_jax.hlo.kernels import clear_schedules, kernel_bundles, schedule_folder
+from ctx_jax.hlo.parts import all_scopes
+from ctx_jax.hlo.text import read_module
+from ctx_jax.sharding import batch_sharding, make_mesh, replicated, tree_shardings
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one chip during a step.
+
+    Attributes:
+      parameters: float32, as the mesh divides them.
+      optimizer: moments.
+      other_arguments: the batch, what it hands to the next one, tables.
+      temporaries: activations, gradients and all else that the compiler laid out.
+      code: the program.
+      total: of all, as the compiler has it: results that take an argument's place count once.
+      available: of the chip.
+    """
+
+    parameters: int
+    optimizer: int
+    other_arguments: int
+    temporaries: int
+    code: int
+    total: int
+    available: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether it does."""
+        return self.total <= self.available
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step on a topology.
+
+    Attributes:
+      topology: name, such as `v5e:16x16`.
+      chips: how many.
+      mesh: axis → size.
+      rows: of a chip.
+      length: of a row.
+      compile_seconds: here.
+      memory: of a chip.
+      model_flops: matrix products of forward and backward pass, of a chip; nothing that is computed twice.
+      matrix_flops: with what is computed again.
+      estimate: of the compiled module.
+      chip: its clock and links.
+      peak: its rates.
+      roofline_seconds: the least time by products and memory traffic.
+    """
+
+    topology: str
+    chips: int
+    mesh: dict[str, int]
+    rows: float
+    length: int
+    compile_seconds: float
+    memory: Memory
+    model_flops: float
+    matrix_flops: float
+    estimate: Estimate
+    chip: Chip
+    peak: Peak
+    roofline_seconds: float
+
+    @property
+    def compute_seconds(self) -> float:
+        """The compiler's cycles, and what it says nothing of, by its bytes."""
+        silent = sum(self.estimate.unestimated.values()) / self.peak.bytes_per_s
+        return self.estimate.compute_cycles / self.chip.clock_hz + silent
+
+    def collective_seconds(self, *, exposed: bool = False) -> float:
+        """Of all exchanges between chips, or of those beside which nothing else runs."""
+        found = [each for each in self.estimate.collectives if not (exposed and each.overlaps)]
+        return sum(each.sent_bytes for each in found) / self.chip.link_bytes_per_s
+
+    @property
+    def seconds(self) -> float:
+        """Of a step: computation, and the exchanges that nothing hides."""
+        return self.compute_seconds + self.collective_seconds(exposed=True)
+
+    @property
+    def share_of_peak(self) -> float:
+        """Model FLOPs over what the chip could do in that time."""
+        return self.model_flops / self.seconds / self.peak.bfloat16_flops_per_s
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of a chip, padding counted."""
+        return self.rows * self.length / self.seconds
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "topology": self.topology,
+            "device_kind": self.chip.kind,
+            "chips": self.chips,
+            "mesh": self.mesh,
+            "rows_per_chip": self.rows,
+            "length": self.length,
+            "compile_seconds": round(self.compile_seconds, 1),
+            "memory": asdict(self.memory) | {"fits": self.memory.fits},
+            "model_flops": self.model_flops,
+            "matrix_flops": self.matrix_flops,
+            "estimated": {
+                "seconds": self.seconds,
+                "share_of_peak": self.share_of_peak,
+                "tokens_per_s_per_chip": self.tokens_per_s,
+                "compute_seconds": self.compute_seconds,
+                "collective_seconds": self.collective_seconds(),
+                "exposed_collective_seconds": self.collective_seconds(exposed=True),
+                "roofline_seconds": self.roofline_seconds,
+                "cycles_by_part": by_part(self.estimate),
+                "kernels": [asdict(kernel) for kernel in self.estimate.kernels],
+                "unestimated_bytes": {" ".join(key): size for key, size in self.estimate.unestimated.items()},
+            },
+            "collectives": [asdict(each) | {"sent_bytes": each.sent_bytes} for each in self.estimate.collectives],
+        }
+
+
+class DoesNotFitError(InputError):
+    """The compiler refused the step: it needs more memory than a chip has."""
+
+
+def topology_devices(name: str) -> tuple[Sequence[jax.Device], Chip]:
+    """The devices of a topology to compile for.
+
+    Raises:
+      InputError: libtpu is not installed, or there is no such topology.
+    """
+    kind, _, shape = name.partition(":")
+    if kind not in CHIPS or not re.fullmatch(r"\d+x\d+(x\d+)?", shape):
+        raise InputError(f"topology: found {name!r}, expected {' or '.join(CHIPS)} and chips, such as v5e:16x16")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    from jax.experimental import topologies
+
+    try:
+        devices = topologies.get_topology_desc(name, platform="tpu").devices
+    except Exception as error:
+        text = " ".join(str(error).split())
+        if "libtpu" in text.lower() or "plugin" in text.lower():
+            raise InputError(
+                "topology: libtpu is not installed, which compiles for TPUs: pip install ctx_jax[tpu]"
+            ) from error
+        raise InputError(f"topology: found {name!r}: {text[:200]}") from error
+    return devices, CHIPS[kind]
+
+
+def compile_step(experiment: Experiment, topology: str, *, options: dict[str, Any] | None = None) -> Step:
+    """Compiles an experiment's very training step for a topology.
+
+    Args:
+      experiment: what would be run; its batch is that of all chips.
+      topology: as libtpu names it.
+      options: of the compiler, instead of `COMPILER_OPTIONS`.
+
+    Raises:
+      InputError: the topology or the mesh cannot be.
+      DoesNotFitError: the chips' memory is too small; the message says by how much, and what would help.
+    """
+    schedules = schedule_folder()
+    devices, chip = topology_devices(topology)
+    mesh, peak = make_mesh(experiment.mesh, devices), named_peak(chip.name)
+    step, (state, batch, arguments) = abstract_step(experiment)
+    shardings = tree_shardings(state, mesh)
+    put = lambda tree, places: jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, places
+    )
+    rows = batch_sharding(mesh)
+    with jax.set_mesh(mesh):
+        args = put(state, shardings), put(batch, jax.tree.map(lambda _: rows, batch)), put(arguments, replicated(mesh))
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+        traced = jitted.trace(*args)
+        clear_schedules(schedules)
+        begin = time.perf_counter()
+        try:
+            compiled = traced.lower().compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            raise _refusal(experiment, mesh, str(error)) from error
+        seconds = time.perf_counter() - begin
+    module = read_module(compiled.as_text())
+    found = estimate(module, set(all_scopes(traced.jaxpr)), kernel_bundles(schedules))
+    cost = step_cost(experiment)
+    products = 3 * cost.matrix_flops / mesh.size
+    least = roofline(
+        cost.training_matrix_flops / mesh.size, cost.training_bytes / mesh.size, peak, experiment.model.dtype
+    )
+    return Step(
+        topology=topology,
+        chips=mesh.size,
+        mesh=dict(mesh.shape),
+        rows=experiment.batch_size / mesh.size,
+        length=experiment.rows.length,
+        compile_seconds=seconds,
+        memory=_memory(compiled.memory_analysis(), state, shardings, peak),
+        model_flops=products,
+        matrix_flops=cost.training_matrix_flops / mesh.size,
+        estimate=found,
+        chip=chip,
+        peak=peak,
+        roofline_seconds=least.seconds,
+    )
+
+
+def _memory(analysis: Any, state: Any, shardings: Any, peak: Peak) -> Memory:
+    of = lambda tree, places: sum(
+        leaf.dtype.itemsize * _count(place.shard_shape(leaf.shape))
+        for leaf, place in zip(jax.tree.leaves(tree), jax.tree.leaves(places), strict=True)
+    )
+    parameters, optimizer = of(state.params, shardings.params), of(state.optimizer, shardings.optimizer)
+    arguments = analysis.argument_size_in_bytes
+    fresh = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return Memory(
+        parameters=parameters,
+        optimizer=optimizer,
+        other_arguments=max(arguments - parameters - optimizer, 0),
+        temporaries=analysis.temp_size_in_bytes,
+        code=analysis.generated_code_size_in_bytes,
+        total=arguments + fresh + analysis.temp_size_in_bytes + analysis.generated_code_size_in_bytes,
+        available=int(peak.memory_bytes),
+    )
+
+
+def _count(shape: Sequence[int]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _refusal(experiment: Experiment, mesh: Mesh, text: str) -> Exception:
+    """What the compiler said, and what would help."""
+    found = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", text)
+    if found is None:
+        return InputError(f"the TPU compiler: {' '.join(text.split())[:400]}")
+    helps = []
+    if getattr(experiment.model, "remat", "all") != "all":
+        helps.append("--model.remat all")
+    if mesh.shape["fsdp"] == 1 and mesh.size > 1:
+        helps.append("--mesh.fsdp 4")
+    helps += ["--accumulate 2", "fewer rows a chip"]
+    needs = f"needs {found[1]} of memory, a chip has {found[2]} for it"
+    return DoesNotFitError(f"the step does not fit: it {needs}; what helps: {', '.join(helps)}")
+
+
+def with_rows(experiment: Experiment, rows: int, chips: int) -> Experiment:
+    """The same run with so many rows a chip."""
+    return replace(experiment, batch_size=rows * chips)

@@ -1,0 +1,219 @@
+"""What the TPU compiler thinks that a program takes: cycles by part, collectives, kernels. Estimates, all of them.
+
+    a fusion, a copy, …   the compiler's own `estimated_cycles`, times the trip counts of the loops around it
+    a Pallas kernel       the bundles that the compiler scheduled for a step of its grid, one a cycle, times the steps;
+                          what it reads and writes is taken to be hidden behind them
+    a gather, a scatter   for which the compiler says nothing: twice the bytes of the result over the memory's bandwidth
+    a collective          its bytes over the links, as a ring on all of a chip's links takes them; apart, for it may
+                          overlap with the rest
+
+Copies between a chip's memories that were started ahead (`copy-start`, `slice-start`) are taken to be hidden.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ctx_jax.errors import InputError
+from ctx_jax.hlo.parts import owner_of
+from ctx_jax.hlo.text import Instruction, Module, walk
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+UNESTIMATED = ("fusion", "gather", "scatter", "sort", "convolution", "dot")
+"""Operations that take time even where the compiler says nothing of them."""
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One instruction in which chips exchange values.
+
+    Attributes:
+      kind: `all-reduce`, …
+      part: of the model.
+      bytes: that a chip puts in (reduce, permute, all-to-all) or gets out (gather), in one execution.
+      devices: in a group.
+      times: executions in a step; 1 where the loop's trips are not known.
+      overlaps: whether other work was scheduled between its start and its end.
+      shapes: of the largest arrays, for people.
+    """
+
+    kind: str
+    part: str
+    bytes: int
+    devices: int
+    times: int
+    overlaps: bool
+    shapes: tuple[str, ...]
+
+    @property
+    def sent_bytes(self) -> float:
+        """What each chip must send in all, in a ring (Patarasuk and Yuan 2009)."""
+        share = (self.devices - 1) / self.devices
+        factor = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
+        return self.times * self.bytes * factor
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A Pallas kernel.
+
+    Attributes:
+      name: of its instruction.
+      part: of the model.
+      times: executions in a step.
+      cycles: of one execution; None where the compiler's schedule was not at hand.
+    """
+
+    name: str
+    part: str
+    times: int
+    cycles: int | None
+
+
+@dataclass
+class Estimate:
+    """Of one step on one chip.
+
+    Attributes:
+      cycles: by part of the model, forward and backward apart: (part, "forward" or "backward") → cycles.
+      largest: (cycles, part, what) of the dearest instructions.
+      unestimated: (part, opcode) → bytes of results of operations that the compiler says nothing of.
+      collectives: in the order of the schedule.
+      kernels: likewise.
+      unknown_loops: loops whose trips are not known, counted as one.
+    """
+
+    cycles: Counter[tuple[str, str]] = field(default_factory=Counter)
+    largest: list[tuple[int, str, str]] = field(default_factory=list)
+    unestimated: Counter[tuple[str, str]] = field(default_factory=Counter)
+    collectives: list[Collective] = field(default_factory=list)
+    kernels: list[Kernel] = field(default_factory=list)
+    unknown_loops: int = 0
+
+    @property
+    def compute_cycles(self) -> int:
+        """The compiler's and the kernels'."""
+        return sum(self.cycles.values())
+
+
+def direction_of(op_name: str) -> str:
+    """`backward` for what differentiation made; remat's second forward pass belongs to it."""
+    return "backward" if "transpose(" in op_name else "forward"
+
+
+def estimate(module: Module, names: set[str], bundles: Mapping[str, int] | None = None) -> Estimate:
+    """Adds a module's schedule up.
+
+    Args:
+      module: compiled for a TPU.
+      names: the program's named scopes, `parts.all_scopes`.
+      bundles: of a grid step of each kernel, by the name of its instruction; see `kernel_bundles`.
+    """
+    found, owner, bundles = Estimate(), owner_of(module, names), bundles or {}
+    done = _overlapped(module)
+    for instruction, _, known in walk(module):
+        times = 1 if known is None else known
+        found.unknown_loops += instruction.opcode == "while" and module.trip_count(instruction) is None
+        kind = _collective(instruction)
+        if kind is not None:
+            part, _ = owner(instruction)
+            found.collectives.append(_read_collective(module, instruction, kind, part, times, instruction.name in done))
+        elif instruction.opcode == "custom-call" and '"tpu_custom_call"' in instruction.attributes:
+            part, _ = owner(instruction)
+            steps = re.search(r'"?grid_steps"?\s*[:=]\s*"?(\d+)', instruction.attributes)
+            each = bundles.get(instruction.name)
+            cycles = None if each is None or steps is None else each * int(steps[1])
+            found.kernels.append(Kernel(instruction.name, part, times, cycles))
+            found.cycles[part, direction_of(instruction.op_name)] += times * (cycles or 0)
+        elif instruction.cycles is not None:
+            part, _ = owner(instruction)
+            found.cycles[part, direction_of(instruction.op_name)] += times * instruction.cycles
+            shapes = ", ".join(_shape(array) for array in instruction.results[:3])
+            found.largest.append(
+                (times * instruction.cycles, part, f"{instruction.opcode} {instruction.name}: {shapes}")
+            )
+        elif instruction.opcode in UNESTIMATED:
+            part, _ = owner(instruction)
+            found.unestimated[part, instruction.name.split(".")[0]] += times * 2 * instruction.bytes
+    found.largest = sorted(found.largest, reverse=True)[:20]
+    return found
+
+
+def _shape(array) -> str:
+    return f"{array.dtype}[{','.join(map(str, array.shape))}]"
+
+
+def _collective(instruction: Instruction) -> str | None:
+    """Its kind, of those that begin one: `all-reduce-start` counts, `all-reduce-done` does not."""
+    name = instruction.opcode.removesuffix("-start")
+    if name in COLLECTIVES:
+        return name
+    if instruction.opcode in ("async-start", "fusion"):
+        head = instruction.name.removeprefix("async-").removeprefix("async_")
+        return next((kind for kind in COLLECTIVES if head.startswith(kind)), None)
+    return None
+
+
+def _read_collective(
+    module: Module, instruction: Instruction, kind: str, part: str, times: int, overlaps: bool
+) -> Collective:
+    inner = instruction
+    while inner.opcode in ("async-start", "fusion"):
+        computation = module.computations[inner.called["calls"]]
+        inner = next(each for each in computation.instructions if _collective(each) == kind)
+    arrays = inner.results
+    if inner.opcode.endswith("-start") and kind != "all-reduce":
+        arrays = arrays[len(arrays) // 2 :]  # operands and results in one tuple
+    devices = group_size(inner.attributes)
+    size = sum(array.bytes for array in arrays) * (devices if kind == "reduce-scatter" else 1)
+    largest = sorted(arrays, key=lambda array: -array.bytes)[:3]
+    return Collective(kind, part, size, devices, times, overlaps, tuple(map(_shape, largest)))
+
+
+def _overlapped(module: Module) -> set[str]:
+    """Names of starts between which and their ends something else was scheduled that takes time."""
+    found = set()
+    for computation in module.computations.values():
+        starts: dict[str, int] = {}
+        work = 0
+        for instruction in computation.instructions:
+            if instruction.opcode.endswith("-start"):
+                starts[instruction.name] = work
+            elif instruction.opcode.endswith("-done"):
+                begin = next((starts[name] for name in instruction.operands if name in starts), work)
+                found |= {name for name in instruction.operands if name in starts and work > begin}
+            else:
+                work += (instruction.cycles or 0) > 0 or instruction.opcode in ("while", "custom-call")
+    return found
+
+
+def group_size(attributes: str) -> int:
+    """Devices of a collective's group, in any of the ways in which HLO writes `replica_groups`.
+
+    Raises:
+      InputError: none of them.
+    """
+    if found := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
+        return len(found[1].split(","))
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", attributes):
+        return int(found[2])
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", attributes):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
+        size = 1
+        for axis in re.findall(r"'([^']+)'", found[2]):
+            size *= int(sizes[axis])
+        return size
+    if found := re.search(r"source_target_pairs=\{(.*?)\}\}", attributes):
+        return found[1].count("{")
+    raise InputError(f"HLO text: found a collective with {attributes[:120]!r}, expected replica_groups")
+
+
+def by_part(estimate: Estimate) -> dict[str, dict[str, int]]:
+    """Part → forward and backward cycles, the dearest part first."""
+    table: dict[str, dict[str, int]] = defaultdict(lambda: {"forward": 0, "backward": 0})
+    for (part, direction), cycles in estimate.cycles.items():
+        table[part][direction] += cycles
+    return dict(sorted(table.items(), key=lambda item: -sum(item[1].values())))

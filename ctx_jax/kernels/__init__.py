@@ -1,0 +1,1 @@
+"""Programs for one kind of device, and what they and the compiler's own must draw alike."""
