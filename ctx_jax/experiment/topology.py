@@ -160,6 +160,7 @@ def topology_devices(name: str) -> tuple[Sequence[jax.Device], Chip]:
     if kind not in CHIPS or not re.fullmatch(r"\d+x\d+(x\d+)?", shape):
         raise InputError(f"topology: found {name!r}, expected {' or '.join(CHIPS)} and chips, such as v5e:16x16")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    schedule_folder()  # libtpu reads its flags now or never
     from jax.experimental import topologies
 
     try:
@@ -186,8 +187,8 @@ def compile_step(experiment: Experiment, topology: str, *, options: dict[str, An
       InputError: the topology or the mesh cannot be.
       DoesNotFitError: the chips' memory is too small; the message says by how much, and what would help.
     """
-    schedules = schedule_folder()
     devices, chip = topology_devices(topology)
+    schedules = schedule_folder()
     mesh, peak = make_mesh(experiment.mesh, devices), named_peak(chip.name)
     step, (state, batch, arguments) = abstract_step(experiment)
     shardings = tree_shardings(state, mesh)

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ctx_jax.errors import InputError
-from ctx_jax.hlo.parts import owner_of
+from ctx_jax.hlo.parts import OTHER, owner_of, scopes
 from ctx_jax.hlo.text import Instruction, Module, walk
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
@@ -122,7 +122,8 @@ def estimate(module: Module, names: set[str], bundles: Mapping[str, int] | None 
             part, _ = owner(instruction)
             found.collectives.append(_read_collective(module, instruction, kind, part, times, instruction.name in done))
         elif instruction.opcode == "custom-call" and '"tpu_custom_call"' in instruction.attributes:
-            part, _ = owner(instruction)
+            # The kernel's own name is a scope, too.
+            part = next((each for each in scopes(instruction.op_name) if each in names), OTHER)
             steps = re.search(r'"?grid_steps"?\s*[:=]\s*"?(\d+)', instruction.attributes)
             each = bundles.get(instruction.name)
             cycles = None if each is None or steps is None else each * int(steps[1])
