@@ -49,7 +49,7 @@ class Hosts:
             raise InputError(
                 f"{' and '.join(missing)}: not given; the processes of a run need all three, or --hosts.auto"
             )
-        for name, least in (("heartbeat_seconds", 4), ("connect_seconds", 1)):
+        for name, least in (("heartbeat_seconds", 2), ("connect_seconds", 1)):
             if not getattr(self, name) >= least:
                 raise InputError(f"Hosts.{name} is {getattr(self, name)}, expected at least {least}")
         if not missing:
@@ -70,13 +70,13 @@ def joined(hosts: Hosts) -> Iterator[Team]:
     Raises:
       InputError: nobody answers at the coordinator's address, its port is taken, or some processes did not come.
     """
-    team = Team() if hosts == Hosts(heartbeat_seconds=hosts.heartbeat_seconds) else _join(hosts)
+    team = _join(hosts) if hosts.auto or hosts.coordinator is not None else Team()
     try:
         yield team
+        team.leave()
     except BaseException as error:
         team.fail(error)
         raise
-    team.leave()
 
 
 def _join(hosts: Hosts) -> Team:
@@ -87,12 +87,11 @@ def _join(hosts: Hosts) -> Team:
     if count == 1:
         return Team()
     host, port = _address(coordinator)
-    relay = None
     if process == 0:
         _require_free(port)
     else:
         _await_answer(host, port, hosts)
-        relay = Relay(host, port)
+    relay = Relay(host, port)
     # It would take SIGTERM for itself; when to stop is agreed on here.
     jax.config.update("jax_enable_preemption_service", False)
     errors: list[Exception] = []
@@ -100,10 +99,11 @@ def _join(hosts: Hosts) -> Team:
     def initialize() -> None:
         try:
             jax.distributed.initialize(
-                coordinator if relay is None else relay.address,
+                relay.address,
                 count,
                 process,
                 devices,
+                coordinator_bind_address=f"[::]:{port}",
                 # Its own limits end the process with a page of C++: they come long after ours.
                 initialization_timeout=int(2 * hosts.connect_seconds) + 60,
                 heartbeat_timeout_seconds=int(10 * hosts.heartbeat_seconds) + 300,
@@ -126,7 +126,11 @@ def _join(hosts: Hosts) -> Team:
         )
     if errors:
         raise errors[0]
-    return Members(process, count, hosts.heartbeat_seconds, relay)
+    try:
+        return Members(process, count, hosts.heartbeat_seconds, relay)
+    except jax.errors.JaxRuntimeError as error:
+        service.forget()
+        raise InputError(f"process {process} of {count}: another one left as soon as it came: {error}") from error
 
 
 def _address(coordinator: str) -> tuple[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import faulthandler
 import os
@@ -70,7 +71,10 @@ class Team:
         return bool(wanted)
 
     def fail(self, error: BaseException) -> None:
-        """Tells the others why this process ends; does not return where it is another's end that broke it."""
+        """Tells the others why this process ends, which it then does with exit code 2 for an InputError and else 1.
+
+        Does not return where it is another's end that broke this one.
+        """
 
     def leave(self) -> None:
         """Returns when all the processes are done."""
@@ -79,15 +83,15 @@ class Team:
 class Members(Team):
     """Several processes. Two threads each: one looks into the store, which may never answer, and one judges."""
 
-    def __init__(self, process: int, count: int, heartbeat_seconds: float, relay: Relay | None) -> None:
+    def __init__(self, process: int, count: int, heartbeat_seconds: float, relay: Relay) -> None:
         super().__init__(process, count)
         self._heartbeat = heartbeat_seconds
         # All read what all have written: with many processes less often, so that process 0 keeps up.
-        self._period = min(max(1.0, count / 64), heartbeat_seconds / 4)
+        self._period = min(max(1.0, count / 64), heartbeat_seconds / 10)
         self._relay = relay
         self._store = service.Store()
         self._store.set(f"name/{process}", f"{socket.gethostname()}, pid {os.getpid()}")
-        self._store.barrier("names", 10 * heartbeat_seconds)
+        self._store.barrier("names", heartbeat_seconds)
         self._names = self._store.read()
         self._closing = threading.Event()
         self._answered = time.monotonic()  # when the store last did
@@ -115,14 +119,14 @@ class Members(Team):
         self._tell(f"{self._name(self.process)} failed: {kind}{' '.join(str(error).split())[:1000]}")
         self._close()
         service.forget()
-        _exit_in(_PATIENCE)  # what waits on the devices for processes that are gone can keep Python from ending
+        # The end of Python would wait for processes and devices that do not answer any more.
+        atexit.register(_exit_now, 2 if isinstance(error, InputError) else 1)
 
     def leave(self) -> None:
         self._store.barrier("end", _LEAVE_SECONDS)
         self._close()
         jax.distributed.shutdown()
-        if self._relay is not None:
-            self._relay.close()
+        self._relay.close()
 
     def _name(self, process: int) -> str:
         return f"process {process} of {self.count} ({self._names.get(f'name/{process}', 'unknown')})"
@@ -198,16 +202,17 @@ class Members(Team):
     def _lost(self) -> str:
         """What says that process 0 is gone, which holds the store."""
         now = time.monotonic()
-        if self._relay is not None and self._relay.broken is not None and now - self._relay.broken > _TOGETHER:
+        if self._relay.broken is not None and now - self._relay.broken > _TOGETHER:
             return "it closed the connection"
         silent = now - self._answered
         return f"no answer for {silent:.0f} s" if silent > self._heartbeat else ""
 
     def _end(self, verdict: str) -> NoReturn:
         _exit_in(_PATIENCE)  # also when a folder does not answer, or a thread does not give Python's lock back
+        described = ""
         with contextlib.suppress(Exception):
-            verdict = "; ".join(filter(None, (verdict, self.describe())))
-        print(f"\nctx-jax: {verdict}", file=sys.stderr, flush=True)
+            described = self.describe()
+        print(f"\nctx-jax: {'; '.join(filter(None, (verdict, described)))}", file=sys.stderr, flush=True)
         self._tell(verdict)
         os._exit(1)
 
@@ -237,6 +242,12 @@ def _came_from_outside(error: BaseException | None) -> bool:
 def _exit_in(seconds: float) -> None:
     """Ends the process with exit code 1 then, from a thread that needs no lock of Python's."""
     faulthandler.dump_traceback_later(seconds, exit=True, file=_NOWHERE)
+
+
+def _exit_now(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 _NOWHERE = open(os.devnull, "w")  # noqa: SIM115 (written to when nothing else can be done any more)
