@@ -1,6 +1,7 @@
 """Several processes on one machine train as one, and end as one."""
 
 import contextlib
+import functools
 import os
 import pathlib
 import re
@@ -26,6 +27,7 @@ from ctx_jax.train.loop import LoopConfig
 from ctx_jax.train.optimizer import Optimizer
 from ctx_jax.train.schedules import Schedule
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS = 16
 IMPORTS = "from ctx_jax.models.elmo import ElmoConfig\nfrom ctx_jax.objectives.bilm import BiLM\n"
 HEARTBEAT = 8
@@ -64,7 +66,7 @@ raise SystemExit(code)
 class Job:
     """`ctx-jax pretrain` in several processes; their words are in files, for nobody reads pipes while they run."""
 
-    def __init__(self, config, workdir, count, *overrides, devices=1, own={}, environment={}, pause=0.0):
+    def __init__(self, config, workdir, count, *overrides, devices=1, own=None, environment=None, pause=0.0):
         self.workdir = workdir
         self.outputs = [workdir.with_name(f"{workdir.name}.{time.monotonic_ns()}.{i}") for i in range(count)]
         workdir.parent.mkdir(exist_ok=True)
@@ -79,8 +81,8 @@ class Job:
             with output.open("w") as file:
                 self.processes.append(
                     subprocess.Popen(
-                        [sys.executable, "-c", COMMAND, *words, *overrides, *own.get(i, ())],
-                        env=os.environ | {"XLA_FLAGS": flags, "PAUSE": str(pause)} | environment.get(i, {}),
+                        [sys.executable, "-c", COMMAND, *words, *overrides, *(own or {}).get(i, ())],
+                        env=os.environ | {"XLA_FLAGS": flags, "PAUSE": str(pause)} | (environment or {}).get(i, {}),
                         stdout=file,
                         stderr=subprocess.STDOUT,
                     )
@@ -129,6 +131,10 @@ def free_port():
         return server.getsockname()[1]
 
 
+def mesh(data, fsdp, tensor):
+    return ("--mesh.data", str(data), "--mesh.fsdp", str(fsdp), "--mesh.tensor", str(tensor))
+
+
 def assert_the_same_run(workdir, whole):
     """Every record once, and its numbers those of one process."""
     mine, theirs = log_of(workdir), log_of(whole)
@@ -164,26 +170,32 @@ def bert(topics_corpus):
 
 
 @pytest.fixture(scope="module")
-def runs(bert, words_corpus, tmp_path_factory):
-    """Config file, and the run of one process, by name."""
-    folder = tmp_path_factory.mktemp("hosts")
-    elmo = tiny_experiment(words_corpus)
-    found = {}
-    for name, experiment in {"bert": bert, "elmo": elmo}.items():
-        (folder / f"{name}.py").write_text(IMPORTS + CONFIG.format(experiment=experiment))
-        assert train(experiment, folder / name).finished
-        found[name] = folder / f"{name}.py", folder / name
-    return found
+def elmo(words_corpus):
+    return tiny_experiment(words_corpus)
+
+
+@pytest.fixture(scope="module")
+def run_of(request, tmp_path_factory):
+    """Of a name: the experiment, its config file, and its run by one process on one device."""
+
+    @functools.cache
+    def make(name):
+        folder, experiment = tmp_path_factory.mktemp("hosts"), request.getfixturevalue(name)
+        (folder / "config.py").write_text(IMPORTS + CONFIG.format(experiment=experiment))
+        assert train(experiment, folder / "whole").finished
+        return experiment, folder / "config.py", folder / "whole"
+
+    return make
 
 
 # Together.
 
 
-def test_stopped_killed_and_gone_on_with_by_another_number_of_processes(runs, tmp_path):
-    """SIGTERM to one of two stops both at one step; the death of one ends the other; then one finishes alone."""
-    config, whole = runs["bert"]
+def test_two_processes_stopped_then_one_killed_then_gone_on_with_by_one(run_of, tmp_path):
+    """SIGTERM to one stops both at one step; the death of one ends the other; what was begun by two, one finishes."""
+    experiment, config, whole = run_of("bert")
     workdir = tmp_path / "run"
-    with Job(config, workdir, 2, pause=0.3) as job:
+    with Job(config, workdir, 2, *mesh(1, 1, 2), pause=0.3) as job:
         job.wait_for_step(2)
         job.processes[1].send_signal(signal.SIGTERM)
         job.finish()
@@ -192,6 +204,8 @@ def test_stopped_killed_and_gone_on_with_by_another_number_of_processes(runs, tm
         assert re.search(rf"SIGTERM of process 1 of 2 \(.*\): saved step {step};", job.said(0))
         assert (workdir / "checkpoints" / str(step)).exists()
         assert not (workdir / "weights").exists()
+        # Both hold a part of the model for all rows. Evaluation, of 16 rows, was not yet.
+        assert all("assembled [8]" in job.said(i) for i in range(2))
     with Job(config, workdir, 2, pause=0.3) as job:
         job.wait_for_step(step + 2)
         victim = job.processes[1]
@@ -199,9 +213,7 @@ def test_stopped_killed_and_gone_on_with_by_another_number_of_processes(runs, tm
         assert job.codes(1, seconds=60) == [1]
         assert f"resuming from step {step}" in job.said(0)
         assert_told_of(job, 0, gone=1, pid=victim.pid)
-    with Job(config, workdir, 1) as job:
-        job.finish()
-        assert re.search(r"resuming from step \d+", job.said(0))
+    assert train(experiment, workdir).finished
     assert_the_same_run(workdir, whole)
 
 
@@ -213,24 +225,6 @@ def assert_told_of(job, i, gone, pid):
     assert re.search(r"; (the last checkpoint is step \d+|no checkpoint was saved yet)$", found)
     assert "Traceback" not in job.said(i)
     assert "Check failure" not in job.said(i)
-
-
-def test_every_process_reads_only_its_rows_and_all_give_the_losses_of_one(runs, tmp_path):
-    """The model is split over both processes, so both read all rows; evaluation rows come in another size."""
-    config, whole = runs["bert"]
-    words = ("--mesh.data", "1", "--mesh.fsdp", "2", "--mesh.tensor", "2")
-    with Job(config, tmp_path / "run", 2, *words, devices=2) as job:
-        job.finish()
-        for i in range(2):
-            assert "assembled [4, 8]" in job.said(i)
-        assert "held-out masked-LM loss" in job.said(0)
-        assert "held-out" not in job.said(1)
-    assert_the_same_run(tmp_path / "run", whole)
-    assert {path.name for path in (tmp_path / "run").iterdir()} >= {"config.json", "tokenizer", "weights", "cost.json"}
-
-
-def mesh(data, fsdp, tensor):
-    return ("--mesh.data", str(data), "--mesh.fsdp", str(fsdp), "--mesh.tensor", str(tensor))
 
 
 @pytest.mark.slow
@@ -248,21 +242,22 @@ def mesh(data, fsdp, tensor):
         (4, 2, (1, 2, 4), 4),
     ],
 )
-def test_the_losses_of_one_process(runs, tmp_path, name, count, devices, axes, rows):
-    config, whole = runs[name]
+def test_the_losses_of_one_process(run_of, tmp_path, name, count, devices, axes, rows):
+    _, config, whole = run_of(name)
     with Job(config, tmp_path / "run", count, *mesh(*axes), devices=devices) as job:
         job.finish()
         sizes = [rows] if name == "elmo" else [rows, 2 * rows]
         for i in range(count):
             assert f"assembled {sizes}" in job.said(i)
+            assert ("the run is in" in job.said(i)) == (i == 0)
     assert_the_same_run(tmp_path / "run", whole)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
 @pytest.mark.parametrize(("count", "gone"), [(2, 0), (2, 1), (4, 0), (4, 2)])
-def test_the_death_of_one_ends_all_with_its_name(runs, tmp_path, count, gone, number):
-    config, whole = runs["bert"]
+def test_the_death_of_one_ends_all_with_its_name(run_of, tmp_path, count, gone, number):
+    _, config, whole = run_of("bert")
     with Job(config, tmp_path / "run", count, pause=0.3) as job:
         job.wait_for_step(6)
         job.processes[gone].send_signal(number)
@@ -276,8 +271,8 @@ def test_the_death_of_one_ends_all_with_its_name(runs, tmp_path, count, gone, nu
 
 
 @pytest.mark.slow
-def test_the_default_heartbeat_is_within_a_minute(runs, tmp_path):
-    config, _ = runs["bert"]
+def test_the_default_heartbeat_is_within_a_minute(run_of, tmp_path):
+    _, config, _ = run_of("bert")
     with Job(config, tmp_path / "run", 2, "--hosts.heartbeat-seconds", "30", pause=0.3) as job:
         job.wait_for_step(3)
         job.processes[1].kill()
@@ -287,8 +282,8 @@ def test_the_default_heartbeat_is_within_a_minute(runs, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to", [(0,), (0, 1, 2, 3)], ids=["to one", "to all"])
-def test_sigterm_stops_all_at_one_step(runs, tmp_path, to):
-    config, whole = runs["bert"]
+def test_sigterm_stops_all_at_one_step(run_of, tmp_path, to):
+    _, config, whole = run_of("bert")
     with Job(config, tmp_path / "run", 4, pause=0.3) as job:
         job.wait_for_step(3)
         for i in to:
@@ -304,8 +299,8 @@ def test_sigterm_stops_all_at_one_step(runs, tmp_path, to):
 
 
 @pytest.mark.slow
-def test_begun_by_one_process_and_finished_by_two(runs, tmp_path):
-    config, whole = runs["bert"]
+def test_begun_by_one_process_and_finished_by_two(run_of, tmp_path):
+    _, config, whole = run_of("bert")
     with Job(config, tmp_path / "run", 1, pause=0.3) as job:
         job.wait_for_step(5)
         job.processes[0].send_signal(signal.SIGTERM)
@@ -321,8 +316,8 @@ def test_begun_by_one_process_and_finished_by_two(runs, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("failing", [0, 1])
-def test_bad_input_of_one_process_ends_the_others_with_its_words(runs, tmp_path, failing):
-    config, _ = runs["bert"]
+def test_bad_input_of_one_process_ends_the_others_with_its_words(run_of, tmp_path, failing):
+    _, config, _ = run_of("bert")
     with Job(config, tmp_path / "run", 2, own={failing: ("--data", "nowhere")}) as job:
         codes = job.codes()
         assert codes[failing] == 2, job.said(failing)
@@ -334,8 +329,8 @@ def test_bad_input_of_one_process_ends_the_others_with_its_words(runs, tmp_path,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("failing", [0, 1])
-def test_a_bug_in_one_process_ends_the_others_with_its_words(runs, tmp_path, failing):
-    config, _ = runs["bert"]
+def test_a_bug_in_one_process_ends_the_others_with_its_words(run_of, tmp_path, failing):
+    _, config, _ = run_of("bert")
     with Job(config, tmp_path / "run", 2, environment={failing: {"FAILS_AT": "6"}}, pause=0.1) as job:
         assert job.codes() == [1, 1]
         assert "Traceback" in job.said(failing)
@@ -406,13 +401,12 @@ def test_too_few_come(tmp_path):
     code = "import sys; from ctx_jax import cli; sys.exit(cli.main(sys.argv[1:]))"
     words = ["pretrain", "--workdir", str(tmp_path / "run"), "--hosts.num-processes", "2"]
     words += ["--hosts.connect-seconds", "3", "configs/quickstart.py"]
-    root = pathlib.Path(__file__).parent.parent
     with socket.create_server(("127.0.0.1", 0)) as server:
         addresses = [f"127.0.0.1:{free_port()}", f"127.0.0.1:{server.getsockname()[1]}"]
         started = [
             subprocess.Popen(
                 [sys.executable, "-c", code, *words, "--hosts.coordinator", address, "--hosts.process-id", str(i)],
-                cwd=root,
+                cwd=ROOT,
                 stderr=subprocess.PIPE,
                 text=True,
             )
@@ -450,3 +444,34 @@ def test_a_relay_keeps_its_side_open():
             with pytest.raises(TimeoutError):
                 near.recv(100)
     relay.close()
+
+
+def test_a_bucket_is_no_run_directory(bert):
+    for given in ("gs://bucket/run", pathlib.Path("gs://bucket/run")):
+        with pytest.raises(InputError, match="expected a local or mounted folder"):
+            pretrain(bert, given)
+
+
+# What is written of it.
+
+
+@pytest.mark.parametrize("name", ["docs/pods.md", "scripts/pretrain_tpu_pod.sh"])
+def test_the_options_that_are_written_of_exist(name):
+    text = (ROOT / name).read_text().replace("\\\n", " ")
+    commands = re.findall(r"ctx-jax pretrain (.*)", text)
+    written = {flag for command in commands for flag in re.findall(r"--[\w.-]+", command)}
+    written |= set(re.findall(r"--(?:hosts|loop|mesh|evaluation)\.[\w-]+", text))
+    assert len(written) >= 4
+    words = [sys.executable, "-m", "ctx_jax.cli", "pretrain", "configs/bert_base.py", "--help"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    known = set(re.findall(r"--[\w.-]+", done.stdout))
+    assert written <= known, written - known
+
+
+def test_the_pod_script_is_a_script_and_says_how_it_is_used():
+    script = ROOT / "scripts" / "pretrain_tpu_pod.sh"
+    subprocess.run(["bash", "-n", script], check=True)
+    named = {"PROJECT": "p", "ZONE": "z", "NAME": "n"}
+    done = subprocess.run(["bash", script], capture_output=True, text=True, env=os.environ | named)
+    assert done.returncode == 2
+    assert "pretrain_tpu_pod.sh run [FIELDS]" in done.stderr

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -95,9 +96,12 @@ def pretrain(
             f"{jax.process_count()} processes without a team: call pretrain inside `with ctx_jax.hosts.joined(hosts) as"
             " team`, and not jax.distributed.initialize"
         )
+    workdir = pathlib.Path(workdir)
+    if re.match(r"[a-z0-9]+:/", str(workdir)):
+        raise InputError(f"{workdir}: expected a local or mounted folder, not an address")
     mesh = make_mesh(experiment.mesh, devices)
     with StopSignal() as stop:
-        return _pretrain(experiment, pathlib.Path(workdir), mesh, stop, show_progress and team.process == 0, team)
+        return _pretrain(experiment, workdir, mesh, stop, show_progress and team.process == 0, team)
 
 
 def _pretrain(

@@ -32,7 +32,8 @@ class Hosts:
     process_id: int | None = None
     """Which of them this is, from 0 on."""
     auto: bool = False
-    """Ask the surroundings for these three: Cloud TPU, Slurm, Open MPI, Kubernetes."""
+    """Ask the surroundings for these three: Cloud TPU, Slurm, Open MPI, Kubernetes. Slurm and Open MPI also say which
+    of its machine's GPUs is this process's; else it takes all that it sees."""
     heartbeat_seconds: float = 30.0
     """A process that shows no sign of life for so long is gone, and the others end."""
     connect_seconds: float = 120.0
@@ -103,6 +104,7 @@ def _join(hosts: Hosts) -> Team:
                 count,
                 process,
                 devices,
+                "deactivate",  # what there is to detect, `detect` has
                 coordinator_bind_address=f"[::]:{port}",
                 # Its own limits end the process with a page of C++: they come long after ours.
                 initialization_timeout=int(2 * hosts.connect_seconds) + 60,
