@@ -37,6 +37,7 @@ import os, sys, time
 from ctx_jax import cli
 from ctx_jax.data.loader import Loader
 from ctx_jax.data.streams import Streams
+from ctx_jax.experiment import run
 from ctx_jax.train.log import Log
 
 sizes = set()
@@ -55,6 +56,7 @@ def slow(write):
             raise KeyError("the test's own")
     return paused
 
+run.SHARED_SECONDS = float(os.environ.get("SHARED_SECONDS", run.SHARED_SECONDS))
 Loader.assemble, Streams.assemble = counting(Loader.assemble), counting(Streams.assemble)
 Log.__call__ = slow(Log.__call__)
 code = cli.main(["pretrain", *sys.argv[1:]])
@@ -325,6 +327,18 @@ def test_bad_input_of_one_process_ends_the_others_with_its_words(run_of, tmp_pat
         assert "ctx-jax: nowhere" in job.said(failing)
         assert re.search(rf"^ctx-jax: process {failing} of 2 \(.*\) failed: nowhere", job.said(1 - failing), re.M)
         assert "Traceback" not in job.said(0) + job.said(1)
+
+
+@pytest.mark.slow
+def test_processes_that_were_not_given_the_same_do_not_begin(run_of, tmp_path):
+    _, config, _ = run_of("bert")
+    environment = {i: {"SHARED_SECONDS": "2"} for i in range(2)}
+    with Job(config, tmp_path / "run", 2, own={1: ("--seed", "7")}, environment=environment) as job:
+        assert job.codes() == [1, 2]
+        said = r"config.json: process 0 was given config.json.experiment.seed = 0, not 7, as process 1"
+        assert said in job.said(1)
+        assert said in job.said(0)
+        assert not (tmp_path / "run" / "log.jsonl").exists()
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ CONFIG, LOG, COST, CHECKPOINTS, WEIGHTS, TOKENIZER = (
 )  # fmt: skip
 
 SHARED_SECONDS = 60.0
-"""How long a process looks for what the first one wrote: NFS remembers for up to a minute that a file was not there."""
+"""How long a process looks for what the first one wrote: NFS may show for up to a minute what was there before."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,9 @@ def _pretrain(
             f"batch sizes {experiment.batch_size} (training) and {experiment.evaluation.batch_size} (evaluation) must"
             f" be multiples of {rows_at_once}: micro-batches × devices that hold rows"
         )
-    on_first_process(lambda: _claim(workdir, experiment, corpus, tokenizer))
-    _require_shared(workdir)
+    record = _record(experiment, corpus)
+    on_first_process(lambda: _claim(workdir, record, tokenizer))
+    _require_agreement(workdir, record)
 
     loader = _rows(corpus, experiment, "rows", show_progress)
     held_out = _rows(Corpus(experiment.data, "validation"), experiment, "held-out rows", show_progress)
@@ -264,23 +265,27 @@ def _evaluator(
     return evaluate
 
 
-def _claim(workdir: pathlib.Path, experiment: Experiment, corpus: Corpus, tokenizer: Tokenizer) -> None:
-    """Makes the run directory, or checks that it belongs to this run."""
-    record = {
+def _record(experiment: Experiment, corpus: Corpus) -> dict[str, Any]:
+    """What config.json says."""
+    return {
         "format": 1,
         "ctx_jax": ctx_jax.__version__,
         "model_type": "elmo" if isinstance(experiment.model, ElmoConfig) else "bert",
-        "model": asdict(experiment.model),
+        "model": json.loads(json.dumps(asdict(experiment.model))),
         "data": corpus.fingerprint,
         "experiment": json.loads(json.dumps(asdict(experiment))),
     }
+
+
+def _claim(workdir: pathlib.Path, record: dict[str, Any], tokenizer: Tokenizer) -> None:
+    """Makes the run directory, or checks that it belongs to this run."""
     path = workdir / CONFIG
     if path.exists():
         before = _read_json(path)
         if before.get("data") != record["data"]:
             raise InputError(f"{path}: the run was begun with other data; choose another --workdir")
         # A recurrent state belongs to as many streams as there were.
-        for name in (*_FIXED, "batch_size") if experiment.rows.kind == "stream" else _FIXED:
+        for name in (*_FIXED, "batch_size") if record["experiment"]["rows"]["kind"] == "stream" else _FIXED:
             differing = _difference(before["experiment"].get(name), record["experiment"][name], name)
             if differing:
                 raise InputError(f"{path}: the run was begun with {differing}; choose another --workdir")
@@ -290,14 +295,20 @@ def _claim(workdir: pathlib.Path, experiment: Experiment, corpus: Corpus, tokeni
     _write_json(path, record)
 
 
-def _require_shared(workdir: pathlib.Path) -> None:
-    """Every process must see what the first one wrote; a network's file system may take a while to show it."""
-    until = time.monotonic() + SHARED_SECONDS
-    while not (workdir / CONFIG).exists():
+def _require_agreement(workdir: pathlib.Path, record: dict[str, Any]) -> None:
+    """Every process must see what the first one wrote, and have been given the same."""
+    until, path = time.monotonic() + SHARED_SECONDS, workdir / CONFIG
+    while (found := _read_json(path) if path.exists() else None) != record:
         if time.monotonic() > until:
+            process = jax.process_index()
+            if found is None:
+                raise InputError(
+                    f"{path}: process {process} does not see it, but process 0 wrote it; expected a folder that all"
+                    " the processes share"
+                )
+            differing = _difference(found, record, CONFIG)
             raise InputError(
-                f"{workdir}: process {jax.process_index()} does not see the {CONFIG} that process 0 wrote; expected a"
-                " folder that all the processes share"
+                f"{path}: process 0 was given {differing}, as process {process}; expected the same for all"
             )
         time.sleep(0.5)
 

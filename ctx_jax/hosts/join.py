@@ -90,9 +90,10 @@ def _join(hosts: Hosts) -> Team:
     host, port = _address(coordinator)
     if process == 0:
         _require_free(port)
+        relay = Relay("127.0.0.1", port)  # by whatever name the others know it
     else:
         _await_answer(host, port, hosts)
-    relay = Relay(host, port)
+        relay = Relay(host, port)
     # It would take SIGTERM for itself; when to stop is agreed on here.
     jax.config.update("jax_enable_preemption_service", False)
     errors: list[Exception] = []
