@@ -77,7 +77,7 @@ class Job:
         self.processes = []
         for i, output in enumerate(self.outputs):
             words = [str(config), "--workdir", str(workdir), "--hosts.heartbeat-seconds", str(HEARTBEAT)]
-            if count > 1:
+            if count > 1 and "--hosts.auto" not in overrides:
                 words += ["--hosts.coordinator", address, "--hosts.num-processes", str(count)]
                 words += ["--hosts.process-id", str(i)]
             with output.open("w") as file:
@@ -310,6 +310,18 @@ def test_begun_by_one_process_and_finished_by_two(run_of, tmp_path):
     with Job(config, tmp_path / "run", 2) as job:
         job.finish()
         assert re.search(r"resuming from step \d+", job.said(0))
+    assert_the_same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+def test_auto_under_slurm(run_of, tmp_path):
+    """Slurm as far as its variables go: two tasks of one step on this machine."""
+    _, config, whole = run_of("bert")
+    step = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    environment = {i: step | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(2)}
+    with Job(config, tmp_path / "run", 2, "--hosts.auto", environment=environment) as job:
+        job.finish()
+        assert "2 cpu device(s)" in job.said(0)
     assert_the_same_run(tmp_path / "run", whole)
 
 
