@@ -30,7 +30,8 @@ from ctx_jax.train.schedules import Schedule
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS = 16
 IMPORTS = "from ctx_jax.models.elmo import ElmoConfig\nfrom ctx_jax.objectives.bilm import BiLM\n"
-HEARTBEAT = 8
+# On a busy machine a process may sleep for seconds: where none is to die, the default is left as it is.
+HEARTBEAT = ("--hosts.heartbeat-seconds", "10")
 # The command, slowed down so that a signal meets it in the middle; at the end it tells which batches it assembled.
 COMMAND = """
 import os, sys, time
@@ -76,7 +77,7 @@ class Job:
         address = f"127.0.0.1:{free_port()}"
         self.processes = []
         for i, output in enumerate(self.outputs):
-            words = [str(config), "--workdir", str(workdir), "--hosts.heartbeat-seconds", str(HEARTBEAT)]
+            words = [str(config), "--workdir", str(workdir)]
             if count > 1 and "--hosts.auto" not in overrides:
                 words += ["--hosts.coordinator", address, "--hosts.num-processes", str(count)]
                 words += ["--hosts.process-id", str(i)]
@@ -102,7 +103,7 @@ class Job:
     def said(self, i):
         return self.outputs[i].read_text().replace("\r", "\n")
 
-    def wait_for_step(self, step, seconds=240):
+    def wait_for_step(self, step, seconds=600):
         until = time.monotonic() + seconds
         path = self.workdir / "log.jsonl"
         while not (path.exists() and f'"step": {step},' in path.read_text()):
@@ -111,7 +112,7 @@ class Job:
             assert time.monotonic() < until, [self.said(i) for i in range(len(self.processes))]
             time.sleep(0.02)
 
-    def codes(self, *but, seconds=240):
+    def codes(self, *but, seconds=600):
         """Exit codes of all the processes but some."""
         until = time.monotonic() + seconds
         found = []
@@ -197,7 +198,7 @@ def test_two_processes_stopped_then_one_killed_then_gone_on_with_by_one(run_of, 
     """SIGTERM to one stops both at one step; the death of one ends the other; what was begun by two, one finishes."""
     experiment, config, whole = run_of("bert")
     workdir = tmp_path / "run"
-    with Job(config, workdir, 2, *mesh(1, 1, 2), pause=0.3) as job:
+    with Job(config, workdir, 2, *mesh(1, 1, 2), *HEARTBEAT, pause=0.5) as job:
         job.wait_for_step(2)
         job.processes[1].send_signal(signal.SIGTERM)
         job.finish()
@@ -208,7 +209,7 @@ def test_two_processes_stopped_then_one_killed_then_gone_on_with_by_one(run_of, 
         assert not (workdir / "weights").exists()
         # Both hold a part of the model for all rows. Evaluation, of 16 rows, was not yet.
         assert all("assembled [8]" in job.said(i) for i in range(2))
-    with Job(config, workdir, 2, pause=0.3) as job:
+    with Job(config, workdir, 2, *HEARTBEAT, pause=0.3) as job:
         job.wait_for_step(step + 2)
         victim = job.processes[1]
         victim.kill()
@@ -260,7 +261,7 @@ def test_the_losses_of_one_process(run_of, tmp_path, name, count, devices, axes,
 @pytest.mark.parametrize(("count", "gone"), [(2, 0), (2, 1), (4, 0), (4, 2)])
 def test_the_death_of_one_ends_all_with_its_name(run_of, tmp_path, count, gone, number):
     _, config, whole = run_of("bert")
-    with Job(config, tmp_path / "run", count, pause=0.3) as job:
+    with Job(config, tmp_path / "run", count, *HEARTBEAT, pause=0.3) as job:
         job.wait_for_step(6)
         job.processes[gone].send_signal(number)
         assert job.codes(gone, seconds=60) == [1] * (count - 1)
@@ -275,7 +276,7 @@ def test_the_death_of_one_ends_all_with_its_name(run_of, tmp_path, count, gone, 
 @pytest.mark.slow
 def test_the_default_heartbeat_is_within_a_minute(run_of, tmp_path):
     _, config, _ = run_of("bert")
-    with Job(config, tmp_path / "run", 2, "--hosts.heartbeat-seconds", "30", pause=0.3) as job:
+    with Job(config, tmp_path / "run", 2, pause=0.3) as job:
         job.wait_for_step(3)
         job.processes[1].kill()
         assert job.codes(1, seconds=60) == [1]
@@ -286,7 +287,7 @@ def test_the_default_heartbeat_is_within_a_minute(run_of, tmp_path):
 @pytest.mark.parametrize("to", [(0,), (0, 1, 2, 3)], ids=["to one", "to all"])
 def test_sigterm_stops_all_at_one_step(run_of, tmp_path, to):
     _, config, whole = run_of("bert")
-    with Job(config, tmp_path / "run", 4, pause=0.3) as job:
+    with Job(config, tmp_path / "run", 4, *HEARTBEAT, pause=0.5) as job:
         job.wait_for_step(3)
         for i in to:
             job.processes[i].send_signal(signal.SIGTERM)
