@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ctx_jax.errors import InputError, did_you_mean
+from ctx_jax.hosts import on_first_process
 
 # Orbax takes up to half a second to import: functions that need it import it themselves.
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class Checkpoints:
             return
         with self._writing(step):
             if self._manager is None:
-                _on_one_host(self._put_back)
+                on_first_process(self._put_back)
             replaced = self._set_aside(step) if step in existing else None
             manager = self._open()
             for other in existing:
@@ -118,7 +119,7 @@ class Checkpoints:
             if wait or replaced is not None:
                 manager.wait_until_finished()
         if replaced is not None:
-            _on_one_host(replaced.rmtree)
+            on_first_process(replaced.rmtree)
 
     def restore(self, like: Any, step: int | None = None, *, partial: bool = False) -> Restored | None:
         """The newest checkpoint that is whole, or that of `step`; None where there is none at all.
@@ -241,7 +242,7 @@ class Checkpoints:
         """Renames a step that is about to be replaced: until the new one is complete it goes on counting."""
         aside = self.folder / f"{step}{_ASIDE}"
         self._drop()  # it would go on taking the step for being there
-        _on_one_host(lambda: (self.folder / str(step)).rename(aside))
+        on_first_process(lambda: (self.folder / str(step)).rename(aside))
         return aside
 
     @contextlib.contextmanager
@@ -306,14 +307,6 @@ def load_weights(folder: str | os.PathLike[str], like: Any = None) -> tuple[Any,
 
 class _DamagedError(Exception):
     """What is on disk is not what was saved."""
-
-
-def _on_one_host(change: Callable[[], object]) -> None:
-    """Changes the folder from the first process, and lets none go on before it is done."""
-    if jax.process_index() == 0:
-        change()
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("ctx_jax.checkpoint")
 
 
 def _everywhere(succeeded: bool) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
 from ctx_jax.errors import InputError
 
@@ -102,7 +103,32 @@ def tree_shardings(shapes: Any, mesh: Mesh, rules: Sequence[tuple[str, Partition
     return jax.tree_util.tree_map_with_path(place, shapes)
 
 
+def process_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, "R"]:
+    """Rows of a batch that this process's devices hold, ascending: those that it has to read.
+
+    Processes that share the copies of a row, as where `tensor` goes over several of them, read it each. The rows need
+    not lie beside each other: on a TPU neighbours in the mesh are neighbours in the machine.
+
+    Args:
+      mesh: of devices of all the processes.
+      batch_size: B over all of them; a multiple of the devices that hold different rows.
+    """
+    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    if not places:
+        raise InputError(f"process {jax.process_index()} has none of the mesh's {mesh.size} devices")
+    rows = np.arange(batch_size)
+    return np.unique(np.concatenate([rows[place] for place in places]))
+
+
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """Host arrays, this process's part of the rows, as global arrays split over the mesh."""
+    """Host arrays of the rows that `process_rows` says, as global arrays split over the mesh."""
     sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), batch)
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    own = len(process_rows(mesh, parts))
+
+    def put(array: Any) -> jax.Array:
+        array = np.asarray(array)
+        shape = (len(array) * parts // own, *array.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, array, shape)
+
+    return jax.tree.map(put, batch)

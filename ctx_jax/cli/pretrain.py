@@ -16,6 +16,7 @@ def pretrain(argv: Sequence[str]) -> int:
     """pretrain: the fields that may be overridden are those of the config file, so that is read first."""
     from ctx_jax.experiment import Experiment
     from ctx_jax.experiment import pretrain as run
+    from ctx_jax.hosts import Hosts, joined
     from ctx_jax.models.bert import BertConfig
 
     config = next((word for word in argv if word.endswith(".py")), None)
@@ -27,18 +28,23 @@ def pretrain(argv: Sequence[str]) -> int:
 
         Every field of the config can be overridden: `--steps 100`, `--optimizer.schedule.peak 1e-3`. SIGTERM saves and
         exits 0. Name the config file to see its values as the defaults below.
+
+        Several processes train one model: start the command in each, with `--hosts.auto` or with the other three of
+        `--hosts`. What stops one of them stops all; see docs/pods.md.
         """
 
         config: Annotated[Positional[pathlib.Path], arg(metavar="CONFIG")]
         """A Python file that defines `config`, an Experiment."""
         workdir: Folder
-        """The run directory."""
+        """The run directory; all the processes must see it."""
+        hosts: Hosts = Hosts()
         experiment: Annotated[Experiment, arg(name="")] = field(default_factory=lambda: default)
 
     # Model and objective are of the kinds that the config has: their fields may be overridden, not the kinds.
     command = parse(Pretrain, "pretrain", argv, tyro.conf.AvoidSubcommands)
-    outcome = run(command.experiment, command.workdir)
-    if outcome.finished:
+    with joined(command.hosts) as team:
+        outcome = run(command.experiment, command.workdir, team=team)
+    if outcome.finished and team.process == 0:
         print(f"{_held_out(outcome.evaluation)}\nthe run is in {command.workdir}")
     return 0
 

@@ -8,7 +8,7 @@ number of hosts reads the same global batches.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import grain
@@ -60,48 +60,47 @@ class Loader:
         return epoch, int(self._shuffled[position])
 
     def batches(
-        self, batch_size: int, *, start: int = 0, host: int = 0, num_hosts: int = 1, prefetch: bool = True
+        self, batch_size: int, *, start: int = 0, rows: Sequence[int] | None = None, prefetch: bool = True
     ) -> Iterator[Batch]:
-        """This host's part of every batch from position `start` on, without end.
+        """This host's rows of every batch from position `start` on, without end.
 
         Args:
           batch_size: B over all hosts.
           start: position of the first row, in rows since the beginning of the run.
-          host: which part: rows `host · B / num_hosts` and on, of each batch.
-          num_hosts: must divide B.
+          rows: which rows of each batch, in this order (`sharding.process_rows`); all by default.
           prefetch: read ahead in threads.
         """
-        if batch_size < 1 or batch_size % num_hosts:
-            raise InputError(f"batch size is {batch_size}, expected a multiple of the number of hosts, {num_hosts}")
+        part = rows_of_batch(batch_size, rows)
         if start < 0:
             raise InputError(f"start is {start}, expected a position from 0 on")
-        if not 0 <= host < num_hosts:
-            raise InputError(f"host is {host}, expected 0 to {num_hosts - 1}")
-        local = batch_size // num_hosts
 
         def read(index: int) -> Batch:
-            begin = start + index * batch_size + host * local
-            epochs, rows = zip(*map(self.row_at, range(begin, begin + local)), strict=True)
+            positions = (start + index * batch_size + part).tolist()
+            epochs, rows = zip(*map(self.row_at, positions), strict=True)
             return self.assemble(np.array(rows), np.array(epochs, np.uint32))
 
         return read_ahead(read, prefetch)
 
-    def in_order(self, batch_size: int, *, limit: int | None = None) -> Iterator[Batch]:
+    def in_order(
+        self, batch_size: int, *, limit: int | None = None, rows: Sequence[int] | None = None
+    ) -> Iterator[Batch]:
         """Every row once, in the plan's order, epoch 0; the last batch is filled up with empty rows.
 
         Args:
           batch_size: B over all hosts.
           limit: only so many rows, evenly spread over the plan: its beginning may be all of one source.
+          rows: as for `batches`.
         """
+        part = rows_of_batch(batch_size, rows)
         count = self.num_rows if limit is None else min(limit, self.num_rows)
         if count < 1:
             raise InputError(f"limit is {limit}, expected at least 1 row")
         spread = np.arange(count) * self.num_rows // count
         for begin in range(0, count, batch_size):
-            rows = np.full(batch_size, -1)
+            batch = np.full(batch_size, -1)
             some = spread[begin : begin + batch_size]
-            rows[: len(some)] = some
-            yield self.assemble(rows, np.zeros(batch_size, np.uint32))
+            batch[: len(some)] = some
+            yield self.assemble(batch[part], np.zeros(len(part), np.uint32))
 
     def assemble(self, rows: Int[np.ndarray, "B"], epochs: np.ndarray) -> Batch:
         """Reads rows of the plan; -1 makes an empty row."""
@@ -134,6 +133,16 @@ class Loader:
         if self.plan.next_sentence[example] < 0:
             return a, len(a)
         return np.concatenate([a, self.corpus.tokens(b_start, b_end), sep]), len(a)
+
+
+def rows_of_batch(batch_size: int, rows: Sequence[int] | None) -> Int[np.ndarray, "R"]:
+    """Those rows of a batch of B, checked; None is all of them."""
+    if batch_size < 1:
+        raise InputError(f"batch size is {batch_size}, expected at least 1")
+    part = np.arange(batch_size) if rows is None else np.asarray(rows, int)
+    if not len(part) or part.min() < 0 or part.max() >= batch_size:
+        raise InputError(f"rows are {part.tolist()}, expected at least one, of 0 to {batch_size - 1}")
+    return part
 
 
 def read_ahead(read: Callable[[int], T], prefetch: bool) -> Iterator[T]:

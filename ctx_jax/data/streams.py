@@ -11,14 +11,14 @@ Where a window lies is a function of (seed, position, B) alone, so resuming cost
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Int
 
 from ctx_jax.arrays import Windows
 from ctx_jax.data.corpus import Corpus
-from ctx_jax.data.loader import permutation, read_ahead
+from ctx_jax.data.loader import permutation, read_ahead, rows_of_batch
 from ctx_jax.data.plan import RowsConfig
 from ctx_jax.errors import InputError
 
@@ -57,46 +57,46 @@ class Streams:
         return windows
 
     def batches(
-        self, batch_size: int, *, start: int = 0, host: int = 0, num_hosts: int = 1, prefetch: bool = True
+        self, batch_size: int, *, start: int = 0, rows: Sequence[int] | None = None, prefetch: bool = True
     ) -> Iterator[Windows]:
-        """This host's part of every batch from position `start` on, without end; see `Loader.batches`.
+        """This host's rows of every batch from position `start` on, without end; see `Loader.batches`.
 
         `start` counts rows and is a multiple of B: all streams stand at the same window.
         """
-        if batch_size < 1 or batch_size % num_hosts:
-            raise InputError(f"batch size is {batch_size}, expected a multiple of the number of hosts, {num_hosts}")
+        part = rows_of_batch(batch_size, rows)
         if start < 0 or start % batch_size:
             raise InputError(
                 f"start is {start}, expected a multiple of the batch size {batch_size}: streams go on as they began"
             )
-        if not 0 <= host < num_hosts:
-            raise InputError(f"host is {host}, expected 0 to {num_hosts - 1}")
-        per_stream, local = self.windows_per_stream(batch_size), batch_size // num_hosts
+        per_stream = self.windows_per_stream(batch_size)
 
         def read(index: int) -> Windows:
             number = start // batch_size + index
             epoch, window = divmod(number, per_stream)
-            streams = np.arange(host * local, (host + 1) * local)
-            begins = (streams * per_stream + window) * self.config.length
-            lengths = np.full(local, self.config.length, np.int32)
+            begins = (part * per_stream + window) * self.config.length
+            lengths = np.full(len(part), self.config.length, np.int32)
             return self.assemble(begins, lengths, epoch, number)
 
         return read_ahead(read, prefetch)
 
-    def in_order(self, batch_size: int, *, limit: int | None = None) -> Iterator[Windows]:
+    def in_order(
+        self, batch_size: int, *, limit: int | None = None, rows: Sequence[int] | None = None
+    ) -> Iterator[Windows]:
         """Every step once, in the order of the text, in B streams; the last windows may be short or empty.
 
         Args:
           batch_size: B over all hosts.
           limit: only so many rows: the beginning of each stream, which together are spread over the text.
+          rows: as for `Loader.batches`.
         """
+        part = rows_of_batch(batch_size, rows)
         if limit is not None and limit < 1:
             raise InputError(f"limit is {limit}, expected at least 1 row")
         length = self.config.length
         per_stream = -(-self.num_steps // (batch_size * length))
         count = per_stream if limit is None else min(per_stream, max(limit // batch_size, 1))
         for window in range(count):
-            begins = (np.arange(batch_size) * per_stream + window) * length
+            begins = (part * per_stream + window) * length
             lengths = np.clip(self.num_steps - begins, 0, length).astype(np.int32)
             yield self.assemble(begins, lengths, None, window)
 

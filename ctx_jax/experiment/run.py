@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -26,10 +27,11 @@ from ctx_jax.errors import InputError
 from ctx_jax.experiment.assembly import assemble, open_rows, vocabulary_of
 from ctx_jax.experiment.config import Evaluation, Experiment
 from ctx_jax.experiment.cost import cost_card, peak_flops_per_s, step_cost
+from ctx_jax.hosts import Team, on_first_process
 from ctx_jax.models.elmo import ElmoConfig
 from ctx_jax.nn.parameters import Bound, Params, count_parameters
 from ctx_jax.objectives.mlm import unigram_entropy
-from ctx_jax.sharding import make_mesh, put_batch, replicated, tree_shardings
+from ctx_jax.sharding import make_mesh, process_rows, put_batch, replicated, tree_shardings
 from ctx_jax.text.tokenizer import Tokenizer
 from ctx_jax.train.log import Log
 from ctx_jax.train.loop import Progress, StopSignal, run
@@ -38,6 +40,9 @@ from ctx_jax.train.step import Objective, make_eval_step
 CONFIG, LOG, COST, CHECKPOINTS, WEIGHTS, TOKENIZER = (
     "config.json", "log.jsonl", "cost.json", "checkpoints", "weights", "tokenizer"
 )  # fmt: skip
+
+SHARED_SECONDS = 60.0
+"""How long a process looks for what the first one wrote: NFS may show for up to a minute what was there before."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ def pretrain(
     *,
     devices: Sequence[jax.Device] | None = None,
     show_progress: bool = True,
+    team: Team | None = None,
 ) -> Outcome:
     """Trains, or goes on with, the run in `workdir`, until its last step or a SIGTERM.
 
@@ -76,18 +82,35 @@ def pretrain(
       experiment: what to do.
       workdir: the run directory; made if need be, gone on with if it holds this run.
       devices: all of them by default.
-      show_progress: tell on the terminal what is done.
+      show_progress: tell on the terminal what is done; where there are several processes, the first one tells.
+      team: the processes that train together, from `ctx_jax.hosts.joined`; each calls this with the same experiment,
+        and `workdir` is a folder that all of them see.
 
     Raises:
       InputError: the data are missing or do not fit, or `workdir` holds another run.
       NonFiniteLoss: training diverged.
     """
+    team = team or Team()
+    if team.count != jax.process_count():
+        raise InputError(
+            f"{jax.process_count()} processes without a team: call pretrain inside `with ctx_jax.hosts.joined(hosts) as"
+            " team`, and not jax.distributed.initialize"
+        )
+    workdir = pathlib.Path(workdir)
+    if re.match(r"[a-z0-9]+:/", str(workdir)):
+        raise InputError(f"{workdir}: expected a local or mounted folder, not an address")
+    mesh = make_mesh(experiment.mesh, devices)
     with StopSignal() as stop:
-        return _pretrain(experiment, pathlib.Path(workdir), make_mesh(experiment.mesh, devices), stop, show_progress)
+        return _pretrain(experiment, workdir, mesh, stop, show_progress and team.process == 0, team)
 
 
 def _pretrain(
-    experiment: Experiment, workdir: pathlib.Path, mesh: jax.sharding.Mesh, stop: StopSignal, show_progress: bool
+    experiment: Experiment,
+    workdir: pathlib.Path,
+    mesh: jax.sharding.Mesh,
+    stop: StopSignal,
+    show_progress: bool,
+    team: Team,
 ) -> Outcome:
     model, say = experiment.model, _speaker(show_progress)
     corpus = Corpus(experiment.data, "train")
@@ -99,7 +122,9 @@ def _pretrain(
             f"batch sizes {experiment.batch_size} (training) and {experiment.evaluation.batch_size} (evaluation) must"
             f" be multiples of {rows_at_once}: micro-batches × devices that hold rows"
         )
-    _claim(workdir, experiment, corpus, tokenizer)
+    record = _record(experiment, corpus)
+    on_first_process(lambda: _claim(workdir, record, tokenizer))
+    _require_agreement(workdir, record)
 
     loader = _rows(corpus, experiment, "rows", show_progress)
     held_out = _rows(Corpus(experiment.data, "validation"), experiment, "held-out rows", show_progress)
@@ -114,6 +139,7 @@ def _pretrain(
 
     with jax.set_mesh(mesh), contextlib.ExitStack() as closing:
         checkpoints = closing.enter_context(Checkpoints(workdir / CHECKPOINTS, keep_last=experiment.keep_checkpoints))
+        team.describe = lambda: _last_checkpoint(checkpoints)
         like = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings
         )
@@ -123,7 +149,7 @@ def _pretrain(
         else:
             state, progress = restored.state, Progress(**restored.metadata["progress"])
             say(f"resuming from step {progress.step}")
-        log = closing.enter_context(Log(workdir / LOG, resume_step=progress.step, write=jax.process_index() == 0))
+        log = closing.enter_context(Log(workdir / LOG, resume_step=progress.step, write=team.process == 0))
 
         begin = time.perf_counter()
         arguments = jax.device_put(objective.arguments, replicated(mesh))
@@ -160,31 +186,35 @@ def _pretrain(
             metadata={"data": corpus.fingerprint},
             log=log,
             show_progress=show_progress,
-            stop=stop,
+            stop=lambda step: team.stop_at(step, stop.name),
         )
         if progress.step < experiment.steps:
-            say(f"{stop.name}: saved step {progress.step}; the same command goes on from there")
+            say(f"{team.stopped}: saved step {progress.step}; the same command goes on from there")
             return Outcome(progress.step, False)
         evaluation = evaluate(state.params)
         log(progress.step, "evaluation", evaluation)
         _save_final_weights(workdir, state.params, progress.step)
     cost = cost_card(experiment, progress, peak, mesh)
-    _write_json(workdir / COST, cost | {"evaluation": evaluation})
+    on_first_process(lambda: _write_json(workdir / COST, cost | {"evaluation": evaluation}))
     return Outcome(progress.step, True, evaluation, cost)
 
 
 def _save_final_weights(workdir: pathlib.Path, params: Params, step: int) -> None:
     """Writes `weights/`; what an earlier end of the same run left there stays until the new ones are whole."""
     new = workdir / f"{WEIGHTS}.new"
-    shutil.rmtree(new, ignore_errors=True)
+
+    def replace() -> None:
+        shutil.rmtree(workdir / WEIGHTS, ignore_errors=True)
+        new.rename(workdir / WEIGHTS)
+
+    on_first_process(lambda: shutil.rmtree(new, ignore_errors=True))
     save_weights(new, params, {"step": step})
-    shutil.rmtree(workdir / WEIGHTS, ignore_errors=True)
-    new.rename(workdir / WEIGHTS)
+    on_first_process(replace)
 
 
 def _speaker(show: bool) -> Any:
     def say(text: str) -> None:
-        if show and jax.process_index() == 0:
+        if show:
             tqdm.write(text)
 
     return say
@@ -198,9 +228,8 @@ def _rows(corpus: Corpus, experiment: Experiment, what: str, show: bool) -> Load
 def _device_batches(
     loader: Loader | Streams, experiment: Experiment, position: int, mesh: jax.sharding.Mesh
 ) -> Iterator[Any]:
-    for batch in loader.batches(
-        experiment.batch_size, start=position, host=jax.process_index(), num_hosts=jax.process_count()
-    ):
+    rows = process_rows(mesh, experiment.batch_size)
+    for batch in loader.batches(experiment.batch_size, start=position, rows=rows):
         yield put_batch(batch, mesh)
 
 
@@ -217,13 +246,14 @@ def _evaluator(
     carried = tree_shardings({"carry": jax.eval_shape(start)}, mesh)["carry"]
     step = jax.jit(make_eval_step(bound, objective), out_shardings=(replicated(mesh), replicated(mesh), carried))
     first = jax.jit(start, out_shardings=carried)
+    rows = process_rows(mesh, config.batch_size)
 
     def evaluate(params: Any) -> dict[str, float]:
         sums: dict[str, float] = {}
         counts: Any = 0.0
         carries = [first() for _ in range(config.repeats)]
-        for batch in held_out.in_order(config.batch_size, limit=config.rows):
-            batch = put_batch(_local(batch), mesh)
+        for batch in held_out.in_order(config.batch_size, limit=config.rows, rows=rows):
+            batch = put_batch(batch, mesh)
             for repeat, carry in enumerate(carries):
                 found, targets, carries[repeat] = step(params, batch, jnp.int32(config.seed + repeat), arguments, carry)
                 found, targets = jax.device_get((found, targets))
@@ -235,37 +265,57 @@ def _evaluator(
     return evaluate
 
 
-def _local(batch: Any) -> Any:
-    """This process's part of a batch that every process has made."""
-    count, index = jax.process_count(), jax.process_index()
-    return jax.tree.map(lambda x: x[index * len(x) // count : (index + 1) * len(x) // count], batch)
-
-
-def _claim(workdir: pathlib.Path, experiment: Experiment, corpus: Corpus, tokenizer: Tokenizer) -> None:
-    """Makes the run directory, or checks that it belongs to this run."""
-    record = {
+def _record(experiment: Experiment, corpus: Corpus) -> dict[str, Any]:
+    """What config.json says."""
+    return {
         "format": 1,
         "ctx_jax": ctx_jax.__version__,
         "model_type": "elmo" if isinstance(experiment.model, ElmoConfig) else "bert",
-        "model": asdict(experiment.model),
+        "model": json.loads(json.dumps(asdict(experiment.model))),
         "data": corpus.fingerprint,
         "experiment": json.loads(json.dumps(asdict(experiment))),
     }
+
+
+def _claim(workdir: pathlib.Path, record: dict[str, Any], tokenizer: Tokenizer) -> None:
+    """Makes the run directory, or checks that it belongs to this run."""
     path = workdir / CONFIG
     if path.exists():
         before = _read_json(path)
         if before.get("data") != record["data"]:
             raise InputError(f"{path}: the run was begun with other data; choose another --workdir")
         # A recurrent state belongs to as many streams as there were.
-        for name in (*_FIXED, "batch_size") if experiment.rows.kind == "stream" else _FIXED:
+        for name in (*_FIXED, "batch_size") if record["experiment"]["rows"]["kind"] == "stream" else _FIXED:
             differing = _difference(before["experiment"].get(name), record["experiment"][name], name)
             if differing:
                 raise InputError(f"{path}: the run was begun with {differing}; choose another --workdir")
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if not (workdir / TOKENIZER).exists():
-            tokenizer.save(workdir / TOKENIZER)
-        _write_json(path, record)
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not (workdir / TOKENIZER).exists():
+        tokenizer.save(workdir / TOKENIZER)
+    _write_json(path, record)
+
+
+def _require_agreement(workdir: pathlib.Path, record: dict[str, Any]) -> None:
+    """Every process must see what the first one wrote, and have been given the same."""
+    until, path = time.monotonic() + SHARED_SECONDS, workdir / CONFIG
+    while (found := _read_json(path) if path.exists() else None) != record:
+        if time.monotonic() > until:
+            process = jax.process_index()
+            if found is None:
+                raise InputError(
+                    f"{path}: process {process} does not see it, but process 0 wrote it; expected a folder that all"
+                    " the processes share"
+                )
+            differing = _difference(found, record, CONFIG)
+            raise InputError(
+                f"{path}: process 0 was given {differing}, as process {process}; expected the same for all"
+            )
+        time.sleep(0.5)
+
+
+def _last_checkpoint(checkpoints: Checkpoints) -> str:
+    steps = checkpoints.steps()
+    return f"the last checkpoint is step {steps[-1]}" if steps else "no checkpoint was saved yet"
 
 
 def _difference(before: Any, now: Any, name: str) -> str:

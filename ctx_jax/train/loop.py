@@ -43,7 +43,7 @@ class Progress:
 
 
 class StopSignal:
-    """True once SIGTERM or SIGINT came; the loop then ends after the step it is in. A second one ends the process."""
+    """Has a name once SIGTERM or SIGINT came; the loop then ends after a step. A second one ends the process."""
 
     def __init__(self) -> None:
         self.name = ""
@@ -61,9 +61,6 @@ class StopSignal:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-    def __bool__(self) -> bool:
-        return bool(self.name)
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ def run(
     metadata: dict[str, Any],
     log: Log,
     show_progress: bool,
-    stop: StopSignal,
+    stop: Callable[[int], bool],
 ) -> TrainState:
     """Takes steps until `steps` are done or a signal came. `progress` is brought up to date; the last state is saved.
 
@@ -113,7 +110,7 @@ def run(
       metadata: stored with every checkpoint, beside `progress`.
       log: where to write.
       show_progress: draw a bar.
-      stop: becomes true when the run is to end.
+      stop: steps taken → whether the run is to end there; asked before every step, and the same on all processes.
 
     Raises:
       NonFiniteLoss: after the steps up to it are looked at; nothing from it on was saved.
@@ -161,7 +158,7 @@ def run(
         begin = time.perf_counter()
 
     try:
-        while progress.step < steps and not stop:
+        while progress.step < steps and not stop(progress.step):
             state, sums = step(state, next(batches))
             pending.append(sums)
             progress.step += 1

@@ -1,6 +1,7 @@
 """Batches against the text they were made of, read by hand."""
 
 import random
+import re
 import time
 from itertools import islice, pairwise
 
@@ -191,10 +192,14 @@ def test_another_batch_size_gives_the_same_rows(loader, batch_size):
 @pytest.mark.parametrize("num_hosts", [1, 2, 4])
 def test_parts_of_the_hosts_make_the_whole(loader, num_hosts):
     whole = take(loader.batches(8, start=3), 20)
-    parts = [take(loader.batches(8, start=3, host=host, num_hosts=num_hosts), 20) for host in range(num_hosts)]
-    for batch, *pieces in zip(whole, *parts, strict=True):
-        assert all(len(piece.input_ids) == 8 // num_hosts for piece in pieces)
-        assert_equal(rows(pieces), batch)
+    for split in (np.arange(8), np.arange(8).reshape(-1, num_hosts).T.ravel()):  # side by side, and strewn
+        parts = [take(loader.batches(8, start=3, rows=part), 20) for part in np.split(split, num_hosts)]
+        for batch, *pieces in zip(whole, *parts, strict=True):
+            assert all(len(piece.input_ids) == 8 // num_hosts for piece in pieces)
+            assert_equal(rows(pieces), cut(batch, split))
+    for split in np.split(np.arange(8), num_hosts):
+        for batch, part in zip(loader.in_order(8, limit=50), loader.in_order(8, limit=50, rows=split), strict=True):
+            assert_equal(part, cut(batch, split))
 
 
 def test_reading_ahead_changes_nothing(loader):
@@ -204,14 +209,14 @@ def test_reading_ahead_changes_nothing(loader):
 
 def test_batches_that_cannot_be_are_refused(corpus):
     loader = Loader(corpus, CONFIGS[0])
-    for batch_size, num_hosts in ((9, 2), (2, 4), (0, 1), (-4, 2)):
-        with pytest.raises(InputError, match=f"batch size is {batch_size}, expected a multiple .* {num_hosts}"):
-            loader.batches(batch_size, num_hosts=num_hosts)
+    for batch_size in (0, -4):
+        with pytest.raises(InputError, match=f"batch size is {batch_size}, expected at least 1"):
+            loader.batches(batch_size)
     with pytest.raises(InputError, match="start is -1, expected a position from 0"):
         loader.batches(4, start=-1)
-    for host in (-1, 2):
-        with pytest.raises(InputError, match=f"host is {host}, expected 0 to 1"):
-            loader.batches(4, host=host, num_hosts=2)
+    for part in ([-1, 0], [4], []):
+        with pytest.raises(InputError, match=f"rows are {re.escape(str(part))}, expected at least one, of 0 to 3"):
+            loader.batches(4, rows=part)
 
 
 @pytest.mark.parametrize("batch_size", [1, 16, 1000])

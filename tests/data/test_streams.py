@@ -2,6 +2,7 @@
 
 import collections
 import random
+import re
 import time
 from itertools import islice, pairwise
 
@@ -247,13 +248,18 @@ def test_parts_of_the_hosts_make_the_whole(num_hosts, texts, corpora):
     streams = Streams(corpora["mixed"], config(7))
     count = streams.windows_per_stream(8) + 5  # into the second epoch
     expected = [batch for epoch in range(2) for batch in expected_epoch(texts["mixed"], 8, 7, 1, epoch)][3:count]
-    parts = [
-        take(streams.batches(8, start=24, host=host, num_hosts=num_hosts, prefetch=False), count - 3)
-        for host in range(num_hosts)
-    ]
-    for batch, *pieces in zip(expected, *parts, strict=True):
-        assert all(piece.forward_ids.shape == (8 // num_hosts, 7) for piece in pieces)
-        assert_equal(Windows(*(np.concatenate(arrays) for arrays in zip(*pieces, strict=True))), batch)
+    for split in (np.arange(8), np.arange(8).reshape(-1, num_hosts).T.ravel()):  # side by side, and strewn
+        parts = [
+            take(streams.batches(8, start=24, rows=part, prefetch=False), count - 3)
+            for part in np.split(split, num_hosts)
+        ]
+        for batch, *pieces in zip(expected, *parts, strict=True):
+            assert all(piece.forward_ids.shape == (8 // num_hosts, 7) for piece in pieces)
+            together = Windows(*(np.concatenate(arrays) for arrays in zip(*pieces, strict=True)))
+            assert_equal(together, Windows(*(array[split] for array in batch)))
+    for part in np.split(np.arange(8), num_hosts):
+        for batch, piece in zip(streams.in_order(8), streams.in_order(8, rows=part), strict=True):
+            assert_equal(piece, Windows(*(array[part] for array in batch)))
 
 
 @pytest.mark.parametrize("name", ["mixed", "single"])
@@ -270,12 +276,12 @@ def test_numbers_count_windows_over_epochs_and_resuming(corpora):
     per_epoch = streams.windows_per_stream(8)
     assert per_epoch > 2
     for start in (0, 1, per_epoch - 1, 3 * per_epoch + 1):
-        for host, num_hosts in ((0, 1), (3, 4)):
-            batches = take(streams.batches(8, start=8 * start, host=host, num_hosts=num_hosts), 2 * per_epoch)
+        for part in (range(8), (6, 7)):
+            batches = take(streams.batches(8, start=8 * start, rows=part), 2 * per_epoch)
             for number, batch in enumerate(batches, start=start):
                 assert batch.numbers.dtype == np.uint32
-                assert batch.numbers.tolist() == [number] * (8 // num_hosts)
-                assert batch.lengths.tolist() == [20] * (8 // num_hosts)
+                assert batch.numbers.tolist() == [number] * len(part)
+                assert batch.lengths.tolist() == [20] * len(part)
 
 
 @pytest.mark.parametrize(("batch_size", "length"), [(1, 1), (4, 5), (8, 19), (2, 37)])
@@ -359,15 +365,15 @@ def test_in_order_limits_each_stream(limit, windows, corpora):
 
 def test_batches_that_cannot_be_are_refused(corpora):
     streams = Streams(corpora["mixed"], config(5))
-    for batch_size, num_hosts in ((9, 2), (2, 4), (0, 1), (-4, 2)):
-        with pytest.raises(InputError, match=f"batch size is {batch_size}, expected a multiple .* {num_hosts}"):
-            streams.batches(batch_size, num_hosts=num_hosts)
+    for batch_size in (0, -4):
+        with pytest.raises(InputError, match=f"batch size is {batch_size}, expected at least 1"):
+            streams.batches(batch_size)
     for start in (-4, -1, 1, 6):
         with pytest.raises(InputError, match=f"start is {start}, expected a multiple of the batch size 4"):
             streams.batches(4, start=start)
-    for host in (-1, 2):
-        with pytest.raises(InputError, match=f"host is {host}, expected 0 to 1"):
-            streams.batches(4, host=host, num_hosts=2)
+    for part in ([-1, 0], [4], []):
+        with pytest.raises(InputError, match=f"rows are {re.escape(str(part))}, expected at least one, of 0 to 3"):
+            streams.batches(4, rows=part)
     for limit in (0, -3):
         with pytest.raises(InputError, match=f"limit is {limit}, expected at least 1"):
             next(streams.in_order(4, limit=limit))
