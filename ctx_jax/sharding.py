@@ -102,6 +102,21 @@ def tree_shardings(shapes: Any, mesh: Mesh, rules: Sequence[tuple[str, Partition
     return jax.tree_util.tree_map_with_path(place, shapes)
 
 
+def bytes_per_device(shapes: Any, shardings: Any) -> int:
+    """What the arrays of a tree take on one device: on each the same, for an axis is split only where it divides.
+
+    Args:
+      shapes: tree of anything with a shape and a type.
+      shardings: of each leaf, or one of all.
+    """
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, shapes)
+    sizes = jax.tree.map(
+        lambda leaf, place: math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize, shapes, shardings
+    )
+    return sum(jax.tree.leaves(sizes))
+
+
 def put_batch(batch: Any, mesh: Mesh) -> Any:
     """Host arrays, this process's part of the rows, as global arrays split over the mesh."""
     sharding = batch_sharding(mesh)

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "ctx_jax"
 
 FLOORS = [
-    {"arrays", "compilation", "packing", "sharding", "errors"},
+    {"arrays", "compilation", "leaves", "packing", "sharding", "errors"},
     {"nn", "text", "checkpoint"},
     {"models", "data"},
     {"objectives", "flops", "interop"},

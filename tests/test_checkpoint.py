@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ctx_jax.checkpoint import Checkpoints, _checksum, load_weights, save_weights
+from ctx_jax.checkpoint import Checkpoints, load_weights, save_weights
 from ctx_jax.errors import InputError
+from ctx_jax.leaves import checksum
 
 # Where one array cannot be read, Orbax closes the event loop over the reads of the others (asyncio_utils.py,
 # `_run_sync_via_new_loop`), and their coroutines and callbacks complain when they are collected.
@@ -370,7 +371,7 @@ def test_checksum_does_not_depend_on_the_sharding():
     x = np.random.default_rng(0).normal(size=(8, 6, 4)).astype(np.float32)
     specs = [PartitionSpec("a"), PartitionSpec(None, "b", "a"), PartitionSpec(("a", "b")), PartitionSpec()]
     assert (
-        len({int(_checksum(jax.device_put(x, NamedSharding(mesh, spec)))) for spec in specs} | {int(_checksum(x))}) == 1
+        len({int(checksum(jax.device_put(x, NamedSharding(mesh, spec)))) for spec in specs} | {int(checksum(x))}) == 1
     )
 
 
@@ -378,7 +379,7 @@ def test_checksum_sees_what_sums_would_not():
     x = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
     changed = [x, -x, x[::-1], x[:, ::-1], np.roll(x, 1), np.where(np.arange(8) < 2, -x, x), np.zeros_like(x)]
     changed += [np.where(np.arange(48).reshape(6, 8) == at, -x, x) for at in range(48)]
-    assert len({int(_checksum(np.ascontiguousarray(y))) for y in changed}) == len(changed)
+    assert len({int(checksum(np.ascontiguousarray(y))) for y in changed}) == len(changed)
 
 
 WRITER = """

@@ -27,7 +27,9 @@ from ctx_jax.train.loop import LoopConfig, NonFiniteLoss
 from ctx_jax.train.optimizer import Optimizer
 from ctx_jax.train.schedules import Schedule
 
-TIMES = ("seconds_per_step", "tokens_per_s", "share_of_peak")
+TIMES = (
+    "seconds_per_step", "tokens_per_s", "share_of_peak", "data_wait_seconds", "data_wait_share", "checkpoint_seconds",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
