@@ -147,6 +147,39 @@ def test_keeps_the_newest(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["3", "4"]
 
 
+def test_keeps_the_best_besides(tmp_path):
+    """However old, and however often the folder was opened anew in between."""
+    scores = {1: 0.5, 2: 0.3, 3: None, 4: 0.4, 5: 0.2, 6: 0.6, 7: 0.7, 8: 0.1, 9: None}
+    kept = {1: [1], 2: [1, 2], 3: [1, 2, 3], 4: [2, 4], 5: [2, 5], 6: [2, 5, 6], 7: [2, 5, 7], 8: [5, 8], 9: [5, 8, 9]}
+    best = {1: 1, 2: 2, 3: 2, 4: 2, 5: 5, 6: 5, 7: 5, 8: 8, 9: 8}
+    for first, last in ((1, 2), (3, 5), (6, 9)):
+        with Checkpoints(tmp_path, keep_last=1, keep_best=2) as checkpoints:
+            for step in range(first, last + 1):
+                checkpoints.restore({"x": jnp.float32(0)})
+                checkpoints.save(step, {"x": jnp.float32(step)}, {}, score=scores[step], wait=True)
+                assert checkpoints.steps() == kept[step]
+                assert checkpoints.best() == best[step]
+    assert Checkpoints(tmp_path).best() == 8
+    assert Checkpoints(tmp_path).restore({"x": jnp.float32(0)}).step == 9
+    # One whose description is damaged is not the best of anything.
+    about = tmp_path / "8" / "about" / "metadata"
+    about.write_text(about.read_text().replace("0.1", "0.0"))
+    assert Checkpoints(tmp_path).best() == 5
+    with Checkpoints(tmp_path, keep_last=1, keep_best=2) as checkpoints:
+        checkpoints.restore({"x": jnp.float32(0)})
+        checkpoints.save(10, {"x": jnp.float32(10)}, {}, score=0.9)
+    assert checkpoints.steps() == [5, 10]
+
+
+def test_there_is_no_best_without_scores(tmp_path):
+    assert Checkpoints(tmp_path).best() is None
+    with Checkpoints(tmp_path, keep_best=1) as checkpoints:
+        for step in range(5):
+            checkpoints.save(step, {"x": jnp.float32(step)}, {})
+    assert checkpoints.best() is None
+    assert checkpoints.steps() == [2, 3, 4]
+
+
 def files_of(step):
     return sorted(path for path in step.rglob("*") if path.is_file())
 
@@ -364,6 +397,8 @@ def test_another_run_is_not_overwritten(folder):
         checkpoints.restore(like(make_state()), 15)
     with pytest.raises(InputError, match="keep_last: 0, expected at least 1"):
         Checkpoints(folder, keep_last=0)
+    with pytest.raises(InputError, match="keep_best: -1, expected at least 0"):
+        Checkpoints(folder, keep_best=-1)
 
 
 def test_checksum_does_not_depend_on_the_sharding():

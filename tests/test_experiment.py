@@ -32,8 +32,7 @@ TIMES = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def tiny(topics_corpus):
+def tiny_experiment(topics_corpus):
     """40 steps of next-sentence and masked-LM training with dropout."""
     return Experiment(
         data=str(topics_corpus),
@@ -53,6 +52,11 @@ def tiny(topics_corpus):
         loop=LoopConfig(log_every=1, evaluate_every=20, checkpoint_every=10),
         evaluation=Evaluation(rows=32, batch_size=16),
     )
+
+
+@pytest.fixture(scope="module")
+def tiny(topics_corpus):
+    return tiny_experiment(topics_corpus)
 
 
 def train(experiment, workdir, devices=None):

@@ -96,7 +96,7 @@ def make_train_step(
         as they were, and its sums say `skipped` 1 instead of 0. Rows whose carry is not finite begin anew.
     """
 
-    def step(state: TrainState, batch: Any, arguments: Any) -> tuple[TrainState, Sums]:
+    def train_step(state: TrainState, batch: Any, arguments: Any) -> tuple[TrainState, Sums]:
         prepared, totals = objective.prepare(batch, jnp.int32(mask_seed), arguments)
         rows = jax.tree.leaves(batch)[0].shape[0]
         keys = row_keys(dropout_seed, state.step, rows)
@@ -136,7 +136,7 @@ def make_train_step(
             sums |= {"skipped": 1.0 - finite.astype(jnp.float32)}
         return TrainState(state.step + 1, params, optimizer, carry), sums
 
-    return step
+    return train_step
 
 
 def _restarted(carry: Any, start: Any) -> Any:
@@ -158,9 +158,9 @@ def make_eval_step(
 ) -> Callable[[Params, Any, Int[Array, ""], Any, Any], tuple[Sums, Float[Array, "V"], Any]]:
     """The step `(params, batch, seed, arguments, carry) → (sums, counts of the targets by id, carry)`."""
 
-    def step(params: Params, batch: Any, seed: Array, arguments: Any, carry: Any) -> tuple[Sums, Array, Any]:
+    def eval_step(params: Params, batch: Any, seed: Array, arguments: Any, carry: Any) -> tuple[Sums, Array, Any]:
         prepared, totals = objective.prepare(batch, seed, arguments)
         sums, carry = objective.evaluate(bound(params), prepared, totals, carry)
         return sums, objective.target_counts(prepared), carry
 
-    return step
+    return eval_step
