@@ -77,7 +77,7 @@ def elmo(folder):
 def experiment(request):
     corpus, make = {"bert": ("topics_corpus", bert), "elmo": ("words_corpus", elmo)}[request.param]
     made = make(request.getfixturevalue(corpus))
-    assert made.model.dropout > 0
+    assert getattr(made.model, {"bert": "hidden_dropout", "elmo": "dropout"}[request.param]) > 0
     loop = LoopConfig(log_every=1, evaluate_every=0, checkpoint_every=1000)
     return dataclasses.replace(made, steps=LAST, batch_size=8, loop=loop)
 

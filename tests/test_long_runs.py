@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_experiment import assert_same_run, log_of, losses, tiny_experiment, train, weights_of
+from test_experiment import assert_same_run, log_of, losses, tiny_experiment, train
 
 from ctx_jax.checkpoint import Checkpoints
 from ctx_jax.data.corpus import Corpus
@@ -169,11 +169,8 @@ def test_the_best_is_kept_and_can_be_read(tiny, tmp_path, monkeypatch):
 
 def test_a_run_that_kept_no_best_has_none(whole, tmp_path):
     """A score belongs to the very state that was evaluated: step 4 was evaluated and not saved, 5 saved and not so."""
-    assert Checkpoints(whole[0] / "checkpoints").best() == 12
-    (tmp_path / "config.json").write_text((whole[0] / "config.json").read_text())
     with pytest.raises(InputError, match="no checkpoint has a held-out loss, expected a run with keep_best above 0"):
-        load(tmp_path, weights="best")
+        load(whole[0], weights="best")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(InputError, match="weights 'best' are those of a run directory, which this is not"):
         load(tmp_path, weights="best")
-    assert weights_of(whole[0])

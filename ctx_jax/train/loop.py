@@ -273,7 +273,6 @@ def run(
         begin = time.perf_counter()
         progress.checkpoint_seconds += begin - start
 
-    figures: dict[str, float] = {}
     try:
         with watchdog:
             while progress.step < steps and not stop:
@@ -298,6 +297,8 @@ def run(
                 figures = held_out() if evaluated else {}
                 if progress.step % config.checkpoint_every == 0 or (evaluated and checkpoints.keep_best):
                     save(figures, wait=False)
+            if not checkpoints.keep_best:
+                save({}, wait=True)  # first what could be lost, unless its figures belong to it
             figures = held_out() if progress.step >= steps else {}
             save(figures, wait=True)
     finally:
