@@ -81,7 +81,7 @@ def test_waiting_is_in_the_log_and_on_the_card(tiny, whole, tmp_path, monkeypatc
 
     def slow(self, *args, **kwargs):
         for batch in batches(self, *args, **kwargs):
-            time.sleep(0.5)
+            time.sleep(1)
             yield batch
 
     monkeypatch.setattr(Loader, "batches", slow)
@@ -92,48 +92,8 @@ def test_waiting_is_in_the_log_and_on_the_card(tiny, whole, tmp_path, monkeypatc
     np.testing.assert_array_equal(losses(tmp_path), losses(whole[0])[:4])
 
 
-@pytest.fixture
-def poisoned(tiny, monkeypatch):
-    """The losses of two batches, those of steps 7 and 8, have no number."""
-    batches = Loader(Corpus(tiny.data), tiny.rows).batches(8, prefetch=False)
-    poison = jnp.array([next(batches).example_ids[0, 0] for _ in range(8)][6:])
-    loss = MaskedLMObjective.loss
-
-    def poisoned(self, model, prepared, totals, carry, keys=None):
-        value, (sums, carry) = loss(self, model, prepared, totals, carry, keys)
-        bad = jnp.isin(prepared.batch.example_ids[0, 0], poison)
-        return value * jnp.where(bad, jnp.nan, 1.0), (sums, carry)
-
-    monkeypatch.setattr(MaskedLMObjective, "loss", poisoned)
-
-
-def test_steps_that_are_not_finite_are_skipped(tiny, whole, poisoned, tmp_path):
-    """Stopped between the two: how many in a row were skipped goes on, and so does everything else."""
-    patient = dataclasses.replace(tiny, loop=dataclasses.replace(tiny.loop, skip_non_finite=2))
-    train(patient, tmp_path / "whole")
-    found = records(tmp_path / "whole")
-    assert [record["step"] for record in found if record["skipped"]] == [7, 8]
-    assert [record["step"] for record in found if "loss" not in record] == [7, 8]
-    # The learning rate is that of the updates made; the rows read are those of all steps.
-    rates = [record["learning_rate"] for record in records(whole[0])]
-    assert [record["learning_rate"] for record in found] == [*rates[:6], rates[5], rates[5], *rates[6:10]]
-    assert [record["tokens"] for record in found] == [record["tokens"] for record in records(whole[0])]
-    np.testing.assert_allclose([r["loss"] for r in found[:6]], losses(whole[0])[:6], rtol=1e-5)
-    cost = cost_of(tmp_path / "whole")
-    assert (cost["skipped_steps"], cost["steps"], cost["rows"]) == (2, 12, 96)
-
-    train(dataclasses.replace(patient, steps=7), tmp_path / "parts")
-    strict = dataclasses.replace(patient, loop=dataclasses.replace(patient.loop, skip_non_finite=1))
-    with pytest.raises(NonFiniteLoss, match=r"step 8: gradient_norm is nan after 1 skipped in a row; .* is step 7$"):
-        train(strict, tmp_path / "parts")
-    assert train(patient, tmp_path / "parts").finished
-    kept = [r for r in log_of(tmp_path / "parts") if (r["kind"], r["step"]) != ("evaluation", 7)]
-    (tmp_path / "parts" / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
-    assert_same_run(tmp_path / "parts", tmp_path / "whole")
-
-
 def test_the_best_is_kept_and_can_be_read(tiny, tmp_path, monkeypatch):
-    """Evaluations at 3, 6 and 9 of a run of ten that was begun twice; the second is the best."""
+    """Evaluations at 3, 6, 9 and 10, of which the second is the best."""
     figures = {3: 4.0, 6: 2.0, 9: 3.0, 10: 5.0}
     evaluator = running._evaluator
     params_at = {}
@@ -150,9 +110,8 @@ def test_the_best_is_kept_and_can_be_read(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(running, "_evaluator", known)
     loop = LoopConfig(log_every=1, evaluate_every=3, checkpoint_every=100)
-    frugal = dataclasses.replace(tiny, steps=9, loop=loop, keep_checkpoints=1, keep_best=1)
+    frugal = dataclasses.replace(tiny, steps=10, loop=loop, keep_checkpoints=1, keep_best=1)
     train(frugal, tmp_path)
-    train(dataclasses.replace(frugal, steps=10), tmp_path)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.steps() == [6, 10]
     assert checkpoints.best() == 6
@@ -174,3 +133,59 @@ def test_a_run_that_kept_no_best_has_none(whole, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(InputError, match="weights 'best' are those of a run directory, which this is not"):
         load(tmp_path, weights="best")
+
+
+@pytest.fixture(scope="module")
+def patient(tiny):
+    return dataclasses.replace(tiny, loop=dataclasses.replace(tiny.loop, skip_non_finite=2))
+
+
+@pytest.fixture(scope="module")
+def poisoned(tiny):
+    """The losses of two batches, those of steps 7 and 8, have no number."""
+    batches = Loader(Corpus(tiny.data), tiny.rows).batches(8, prefetch=False)
+    poison = jnp.array([next(batches).example_ids[0, 0] for _ in range(8)][6:])
+    loss = MaskedLMObjective.loss
+
+    def poisoned(self, model, prepared, totals, carry, keys=None):
+        value, (sums, carry) = loss(self, model, prepared, totals, carry, keys)
+        bad = jnp.isin(prepared.batch.example_ids[0, 0], poison)
+        return value * jnp.where(bad, jnp.nan, 1.0), (sums, carry)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(MaskedLMObjective, "loss", poisoned)
+        yield
+
+
+@pytest.fixture(scope="module")
+def skipping(patient, whole, poisoned, tmp_path_factory):
+    """The run that skips both. `whole` is named so that it is made before the poison."""
+    workdir = tmp_path_factory.mktemp("skipping")
+    assert train(patient, workdir).finished
+    return workdir
+
+
+def test_steps_that_are_not_finite_are_skipped(whole, skipping):
+    found = records(skipping)
+    assert [record["step"] for record in found if record["skipped"]] == [7, 8]
+    assert [record["step"] for record in found if "loss" not in record] == [7, 8]
+    # The learning rate is that of the updates made; the rows read are those of all steps.
+    rates = [record["learning_rate"] for record in records(whole[0])]
+    assert [record["learning_rate"] for record in found] == [*rates[:6], rates[5], rates[5], *rates[6:10]]
+    assert [record["tokens"] for record in found] == [record["tokens"] for record in records(whole[0])]
+    np.testing.assert_allclose([r["loss"] for r in found[:6]], losses(whole[0])[:6], rtol=1e-5)
+    cost = cost_of(skipping)
+    assert (cost["skipped_steps"], cost["steps"], cost["rows"]) == (2, 12, 96)
+
+
+@pytest.mark.slow
+def test_stopped_between_two_skipped_steps_and_resumed_equals_the_whole(patient, skipping, tmp_path):
+    """How many in a row were skipped goes on, and so does everything else."""
+    train(dataclasses.replace(patient, steps=7), tmp_path)
+    strict = dataclasses.replace(patient, loop=dataclasses.replace(patient.loop, skip_non_finite=1))
+    with pytest.raises(NonFiniteLoss, match=r"step 8: gradient_norm is nan after 1 skipped in a row; .* is step 7$"):
+        train(strict, tmp_path)
+    assert train(patient, tmp_path).finished
+    kept = [r for r in log_of(tmp_path) if (r["kind"], r["step"]) != ("evaluation", 7)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
+    assert_same_run(tmp_path, skipping)

