@@ -16,16 +16,16 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
 from ctx_jax.errors import InputError, did_you_mean
 from ctx_jax.hosts import on_first_process
+from ctx_jax.leaves import checksum, describe_leaves, kind_of, named_leaves
 
 # Orbax takes up to half a second to import: functions that need it import it themselves.
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ log = logging.getLogger("ctx_jax.checkpoint")
 
 _FORMAT = 1
 _ASIDE = ".replaced"
-_DTYPES = {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
-_DTYPES |= {"bfloat16", "float16", "float32", "float64"}
 
 
 class Restored(NamedTuple):
@@ -49,7 +47,7 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run: a folder each, the newest few kept.
+    """The checkpoints of one run: a folder each, the newest few kept, and the best.
 
     `with Checkpoints(folder) as checkpoints:` waits at the end for what is still being written. Looking and restoring
     change nothing on disk; what a killed process left half-written is cleared away by the next one's first save.
@@ -57,26 +55,35 @@ class Checkpoints:
     Several processes (jax.distributed) call every method together, on a folder that all of them see.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, keep_last: int = 3, asynchronous: bool = True):
+    def __init__(
+        self, folder: str | os.PathLike[str], *, keep_last: int = 3, keep_best: int = 0, asynchronous: bool = True
+    ):
         """Nothing is read or written yet.
 
         Args:
           folder: is made by the first save.
           keep_last: how many of the newest to keep.
+          keep_best: how many of those with the lowest score to keep besides, however old.
           asynchronous: return from `save` as soon as the arrays are off the devices, and write in the background.
         """
         if keep_last < 1:
             raise InputError(f"Checkpoints.keep_last: {keep_last}, expected at least 1")
+        if keep_best < 0:
+            raise InputError(f"Checkpoints.keep_best: {keep_best}, expected at least 0")
         from etils import epath
 
         self.folder = epath.Path(folder).resolve()
+        self.keep_best = keep_best
         self._keep_last = keep_last
         self._asynchronous = asynchronous
         self._manager: ocp.CheckpointManager | None = None
         # Step that was restored or saved last: what the folder holds beyond it belongs to what was turned back from.
         self._current: int | None = None
+        self._scores: dict[int, float | None] = {}
 
-    def save(self, step: int, state: Any, metadata: dict[str, Any], *, wait: bool = False) -> None:
+    def save(
+        self, step: int, state: Any, metadata: dict[str, Any], *, score: float | None = None, wait: bool = False
+    ) -> None:
         """Saves a step. Waits for the save before it; the state may be donated as soon as this returns.
 
         After an older checkpoint was restored, the first save removes the later ones. A step that is there already is
@@ -86,6 +93,7 @@ class Checkpoints:
           step: after the steps in the folder, or at least the one restored or saved last.
           state: pytree of jax.Array, sharded or not; of PRNG keys their numbers (jax.random.key_data).
           metadata: anything that JSON can hold.
+          score: how good this very state is, lower is better; without one it is never among the best.
           wait: return only when everything is on disk.
 
         Raises:
@@ -100,8 +108,8 @@ class Checkpoints:
         if step < first:
             found = f"{self.folder} holds step {max(existing, default=self._current)}"
             raise InputError(f"{found}: cannot save step {step}, expected at least {first} (or to restore before)")
-        leaves = _leaves(state)
-        about = _describe(leaves, metadata)
+        leaves = named_leaves(state)
+        about = _describe(leaves, metadata, score)
         if step in existing and self._holds(step, about):
             return
         with self._writing(step):
@@ -114,6 +122,7 @@ class Checkpoints:
                     log.warning("%s: removed, the run goes on from step %d", self._path(other), first)
                     manager.delete(other)
             items = ocp.args.Composite(state=ocp.args.PyTreeSave(leaves), about=ocp.args.JsonSave(about))
+            self._scores[step] = score
             manager.save(step, args=items, force=True)
             self._current = step
             if wait or replaced is not None:
@@ -173,6 +182,10 @@ class Checkpoints:
         """
         return self._about(step)["metadata"]
 
+    def best(self) -> int | None:
+        """The step with the lowest score; None where none has one."""
+        return min((step for step in self.steps() if self._score(step) is not None), key=self._score, default=None)
+
     def wait(self) -> None:
         """Returns when nothing is being written any more.
 
@@ -210,6 +223,14 @@ class Checkpoints:
         except _DamagedError as damage:
             raise InputError(f"{self._path(step)}: damaged: {damage}") from damage
 
+    def _score(self, step: int) -> float | None:
+        if step not in self._scores:
+            try:
+                self._scores[step] = _read_about(self._path(step)).get("score")
+            except _DamagedError:
+                self._scores[step] = None
+        return self._scores[step]
+
     def _holds(self, step: int, about: dict[str, Any]) -> bool:
         try:
             return _crc32(_read_about(self._path(step))) == about["crc32"]
@@ -221,7 +242,7 @@ class Checkpoints:
             import orbax.checkpoint as ocp
 
             options = ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.LatestN(self._keep_last),
+                preservation_policy=_NewestAndBest(self._keep_last, self.keep_best, self._score),
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=self._asynchronous,
                 lightweight_initialize=True,  # else a damaged step can keep the folder from being opened
@@ -259,6 +280,20 @@ class Checkpoints:
         if manager is not None:
             with contextlib.suppress(Exception):  # what failed has been reported
                 manager.close()
+
+
+class _NewestAndBest(NamedTuple):
+    """Orbax's policy of which steps stay. Its own BestN knows no score of what an earlier process saved."""
+
+    newest: int
+    best: int
+    score: Callable[[int], float | None]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        best = sorted((step for step in steps if self.score(step) is not None), key=self.score)[: self.best]
+        return [step in steps[-self.newest :] or step in best for step in steps]
 
 
 def save_weights(folder: str | os.PathLike[str], params: dict[str, Any], metadata: dict[str, Any]) -> None:
@@ -316,24 +351,6 @@ def _everywhere(succeeded: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.array(succeeded))))
 
 
-def _leaves(tree: Any) -> dict[str, Any]:
-    """Leaves by path, `params/layers/kernel`: the names that they have on disk."""
-    leaves: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if name in leaves:
-            raise InputError(f"leaf {name}: found two of this path, expected one")
-        if not isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
-            raise InputError(f"leaf {name}: found {type(leaf).__name__}, expected a jax.Array")
-        if leaf.dtype.name not in _DTYPES:
-            expected = f"one of {', '.join(sorted(_DTYPES))} (PRNG keys: their jax.random.key_data)"
-            raise InputError(f"leaf {name}: found {leaf.dtype}, expected {expected}")
-        if 0 in leaf.shape:
-            raise InputError(f"leaf {name}: found shape {leaf.shape}, expected at least one value")
-        leaves[name] = leaf
-    return leaves
-
-
 def _cause(error: BaseException) -> BaseException:
     return _cause(error.__cause__) if error.__cause__ else error
 
@@ -345,15 +362,10 @@ def _brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {text if len(text) <= 400 else f'{text[:200]} … {text[-200:]}'}"
 
 
-def _kind(leaf: Any) -> dict[str, Any]:
-    return {"shape": list(leaf.shape), "dtype": leaf.dtype.name}
-
-
-def _describe(leaves: dict[str, jax.Array], metadata: dict[str, Any]) -> dict[str, Any]:
-    checksums = jax.device_get({name: _checksum(leaf) for name, leaf in leaves.items()})
-    described = {name: {**_kind(leaf), "checksum": int(checksums[name])} for name, leaf in leaves.items()}
+def _describe(leaves: dict[str, jax.Array], metadata: dict[str, Any], score: float | None) -> dict[str, Any]:
+    described = describe_leaves(leaves)
     try:
-        text = json.dumps({"format": _FORMAT, "metadata": metadata, "leaves": described})
+        text = json.dumps({"format": _FORMAT, "metadata": metadata, "score": score, "leaves": described})
     except (TypeError, ValueError) as error:
         raise InputError(f"metadata of a checkpoint: {error}, expected what JSON can hold") from error
     content = json.loads(text)
@@ -384,7 +396,7 @@ def _read_arrays(path: epath.Path, about: dict[str, Any], like: Any, partial: bo
     """The arrays of a step in the structure of `like`, checked."""
     import orbax.checkpoint as ocp
 
-    wanted = _leaves(like)
+    wanted = named_leaves(like)
     saved = {name: leaf for name, leaf in about["leaves"].items() if name in wanted or not partial}
     _require_fit(path, saved, wanted)
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -403,7 +415,7 @@ def _read_arrays(path: epath.Path, about: dict[str, Any], like: Any, partial: bo
         damage = _brief(error)
     if not _everywhere(not damage):
         raise _DamagedError(f"state: {damage or 'another process could not read it'}")
-    checksums = jax.device_get({name: _checksum(array) for name, array in arrays.items()})
+    checksums = jax.device_get({name: checksum(array) for name, array in arrays.items()})
     for name, leaf in saved.items():
         if leaf["checksum"] != checksums[name]:
             raise _DamagedError(f"leaf {name}: the checksum does not match")
@@ -413,30 +425,8 @@ def _read_arrays(path: epath.Path, about: dict[str, Any], like: Any, partial: bo
 def _require_fit(path: epath.Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     for name, leaf in wanted.items():
         if name not in saved:
-            raise InputError(f"{path}: leaf {name}: not found{did_you_mean(name, saved)}, expected {_kind(leaf)}")
-        if (found := {key: saved[name][key] for key in ("shape", "dtype")}) != _kind(leaf):
-            raise InputError(f"{path}: leaf {name}: found {found}, expected {_kind(leaf)}")
+            raise InputError(f"{path}: leaf {name}: not found{did_you_mean(name, saved)}, expected {kind_of(leaf)}")
+        if (found := {key: saved[name][key] for key in ("shape", "dtype")}) != kind_of(leaf):
+            raise InputError(f"{path}: leaf {name}: found {found}, expected {kind_of(leaf)}")
     for name in sorted(saved.keys() - wanted.keys()):
         raise InputError(f"{path}: leaf {name}: found{did_you_mean(name, wanted)}, expected no such leaf")
-
-
-@jax.jit
-def _checksum(x: jax.Array) -> jax.Array:
-    """A uint32 of the array's bits that does not depend on how the array is sharded.
-
-    Each axis in turn is summed modulo 2³², which each device can do for its part, after every word was multiplied by
-    an odd number of its position and mixed (the finalizer of MurmurHash3). Both can be undone, so a change within one
-    word never goes unnoticed; others do once in some 2³² cases. Without the mixing two flipped signs would cancel.
-    """
-    if x.dtype == jnp.bool_:
-        words = x.astype(jnp.uint32)
-    else:
-        unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
-        words = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
-    for axis in reversed(range(words.ndim)):
-        position = jax.lax.broadcasted_iota(jnp.uint32, (1,) * axis + words.shape[-1:], axis) + np.uint32(axis + 1)
-        words *= (position * np.uint32(0x9E3779B1)) | np.uint32(1)
-        words = (words ^ (words >> np.uint32(16))) * np.uint32(0x85EBCA6B)
-        words = (words ^ (words >> np.uint32(13))) * np.uint32(0xC2B2AE35)
-        words = jnp.sum(words ^ (words >> np.uint32(16)), axis=-1, dtype=jnp.uint32)
-    return words

@@ -120,6 +120,21 @@ def process_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, "R"]:
     return np.unique(np.concatenate([rows[place] for place in places]))
 
 
+def bytes_per_device(shapes: Any, shardings: Any) -> int:
+    """What the arrays of a tree take on one device: on each the same, for an axis is split only where it divides.
+
+    Args:
+      shapes: tree of anything with a shape and a type.
+      shardings: of each leaf, or one of all.
+    """
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, shapes)
+    sizes = jax.tree.map(
+        lambda leaf, place: math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize, shapes, shardings
+    )
+    return sum(jax.tree.leaves(sizes))
+
+
 def put_batch(batch: Any, mesh: Mesh) -> Any:
     """Host arrays of the rows that `process_rows` says, as global arrays split over the mesh."""
     sharding = batch_sharding(mesh)

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ctx_jax.checkpoint import Checkpoints, _checksum, load_weights, save_weights
+from ctx_jax.checkpoint import Checkpoints, load_weights, save_weights
 from ctx_jax.errors import InputError
+from ctx_jax.leaves import checksum
 
 # Where one array cannot be read, Orbax closes the event loop over the reads of the others (asyncio_utils.py,
 # `_run_sync_via_new_loop`), and their coroutines and callbacks complain when they are collected.
@@ -144,6 +145,39 @@ def test_keeps_the_newest(tmp_path):
             checkpoints.save(step, {"x": jnp.float32(step)}, {})
     assert checkpoints.steps() == [3, 4]
     assert sorted(os.listdir(tmp_path)) == ["3", "4"]
+
+
+def test_keeps_the_best_besides(tmp_path):
+    """However old, and however often the folder was opened anew in between."""
+    scores = {1: 0.5, 2: 0.3, 3: None, 4: 0.4, 5: 0.2, 6: 0.6, 7: 0.7, 8: 0.1, 9: None}
+    kept = {1: [1], 2: [1, 2], 3: [1, 2, 3], 4: [2, 4], 5: [2, 5], 6: [2, 5, 6], 7: [2, 5, 7], 8: [5, 8], 9: [5, 8, 9]}
+    best = {1: 1, 2: 2, 3: 2, 4: 2, 5: 5, 6: 5, 7: 5, 8: 8, 9: 8}
+    for first, last in ((1, 2), (3, 5), (6, 9)):
+        with Checkpoints(tmp_path, keep_last=1, keep_best=2) as checkpoints:
+            for step in range(first, last + 1):
+                checkpoints.restore({"x": jnp.float32(0)})
+                checkpoints.save(step, {"x": jnp.float32(step)}, {}, score=scores[step], wait=True)
+                assert checkpoints.steps() == kept[step]
+                assert checkpoints.best() == best[step]
+    assert Checkpoints(tmp_path).best() == 8
+    assert Checkpoints(tmp_path).restore({"x": jnp.float32(0)}).step == 9
+    # One whose description is damaged is not the best of anything.
+    about = tmp_path / "8" / "about" / "metadata"
+    about.write_text(about.read_text().replace("0.1", "0.0"))
+    assert Checkpoints(tmp_path).best() == 5
+    with Checkpoints(tmp_path, keep_last=1, keep_best=2) as checkpoints:
+        checkpoints.restore({"x": jnp.float32(0)})
+        checkpoints.save(10, {"x": jnp.float32(10)}, {}, score=0.9)
+    assert checkpoints.steps() == [5, 10]
+
+
+def test_there_is_no_best_without_scores(tmp_path):
+    assert Checkpoints(tmp_path).best() is None
+    with Checkpoints(tmp_path, keep_best=1) as checkpoints:
+        for step in range(5):
+            checkpoints.save(step, {"x": jnp.float32(step)}, {})
+    assert checkpoints.best() is None
+    assert checkpoints.steps() == [2, 3, 4]
 
 
 def files_of(step):
@@ -363,6 +397,8 @@ def test_another_run_is_not_overwritten(folder):
         checkpoints.restore(like(make_state()), 15)
     with pytest.raises(InputError, match="keep_last: 0, expected at least 1"):
         Checkpoints(folder, keep_last=0)
+    with pytest.raises(InputError, match="keep_best: -1, expected at least 0"):
+        Checkpoints(folder, keep_best=-1)
 
 
 def test_checksum_does_not_depend_on_the_sharding():
@@ -370,7 +406,7 @@ def test_checksum_does_not_depend_on_the_sharding():
     x = np.random.default_rng(0).normal(size=(8, 6, 4)).astype(np.float32)
     specs = [PartitionSpec("a"), PartitionSpec(None, "b", "a"), PartitionSpec(("a", "b")), PartitionSpec()]
     assert (
-        len({int(_checksum(jax.device_put(x, NamedSharding(mesh, spec)))) for spec in specs} | {int(_checksum(x))}) == 1
+        len({int(checksum(jax.device_put(x, NamedSharding(mesh, spec)))) for spec in specs} | {int(checksum(x))}) == 1
     )
 
 
@@ -378,7 +414,7 @@ def test_checksum_sees_what_sums_would_not():
     x = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
     changed = [x, -x, x[::-1], x[:, ::-1], np.roll(x, 1), np.where(np.arange(8) < 2, -x, x), np.zeros_like(x)]
     changed += [np.where(np.arange(48).reshape(6, 8) == at, -x, x) for at in range(48)]
-    assert len({int(_checksum(np.ascontiguousarray(y))) for y in changed}) == len(changed)
+    assert len({int(checksum(np.ascontiguousarray(y))) for y in changed}) == len(changed)
 
 
 WRITER = """

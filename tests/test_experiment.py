@@ -27,11 +27,12 @@ from ctx_jax.train.loop import LoopConfig, NonFiniteLoss
 from ctx_jax.train.optimizer import Optimizer
 from ctx_jax.train.schedules import Schedule
 
-TIMES = ("seconds_per_step", "tokens_per_s", "share_of_peak")
+TIMES = (
+    "seconds_per_step", "tokens_per_s", "share_of_peak", "data_wait_seconds", "data_wait_share", "checkpoint_seconds",
+)  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def tiny(topics_corpus):
+def tiny_experiment(topics_corpus):
     """40 steps of next-sentence and masked-LM training with dropout."""
     return Experiment(
         data=str(topics_corpus),
@@ -51,6 +52,11 @@ def tiny(topics_corpus):
         loop=LoopConfig(log_every=1, evaluate_every=20, checkpoint_every=10),
         evaluation=Evaluation(rows=32, batch_size=16),
     )
+
+
+@pytest.fixture(scope="module")
+def tiny(topics_corpus):
+    return tiny_experiment(topics_corpus)
 
 
 def train(experiment, workdir, devices=None):

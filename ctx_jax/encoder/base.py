@@ -25,6 +25,7 @@ from ctx_jax.errors import InputError
 from ctx_jax.interop.load import load
 from ctx_jax.interop.pretrained import Pooling, Pretrained
 from ctx_jax.interop.programs.forward import WHOLE, Layers, ProgramOptions, chosen_layers
+from ctx_jax.interop.run_folder import Weights
 from ctx_jax.models.elmo import ElmoConfig
 from ctx_jax.nn.parameters import Params, flat_paths, nested
 from ctx_jax.text.tokenizer import Tokenizer
@@ -120,13 +121,16 @@ class Encoder(abc.ABC):
         self._placed: tuple[Params, Params] | None = None
 
     @staticmethod
-    def from_pretrained(path: str | os.PathLike[str], *, dtype: Dtype | None = None) -> Encoder:
+    def from_pretrained(
+        path: str | os.PathLike[str], *, dtype: Dtype | None = None, weights: Weights = "final"
+    ) -> Encoder:
         """Loads a folder, whatever wrote it: a run directory (its final weights, or those of its newest good
         checkpoint), an import, or another library's, see `interop.load.SUPPORTED`.
 
         Args:
           path: the folder.
           dtype: type of the computation, "float32" or "bfloat16"; None is what the folder says, else float32.
+          weights: of a run directory, `best` are those of the checkpoint with the lowest held-out loss.
 
         Raises:
           InputError: nothing in the folder is known, or what is there is broken or does not fit.
@@ -136,7 +140,7 @@ class Encoder(abc.ABC):
         from ctx_jax.encoder.bert import BertEncoder
         from ctx_jax.encoder.elmo import ElmoEncoder
 
-        found = load(path)
+        found = load(path, weights=weights)
         kind = ElmoEncoder if isinstance(found.config, ElmoConfig) else BertEncoder
         config = found.config if dtype is None else dataclasses.replace(found.config, dtype=dtype)
         encoder = kind(config, found.params, found.tokenizer, found.pooling)

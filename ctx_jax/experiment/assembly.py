@@ -59,6 +59,7 @@ def assemble(experiment: Experiment, vocabulary: Vocabulary | Lexicon) -> Assemb
         mask_seed=experiment.seed,
         dropout_seed=experiment.seed + 1,
         accumulate=experiment.accumulate,
+        skip_non_finite=experiment.loop.skip_non_finite > 0,
     )
     init = lambda key: init_state(bound, transform, key, objective.start(experiment.batch_size))
     return Assembly(bound, objective, init, optimizer.schedule.build(), step)

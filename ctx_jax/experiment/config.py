@@ -55,6 +55,8 @@ class Experiment:
     """What the encoder may cost; `ctx-jax flops` exits 1 when it costs more, and the cost card tells."""
     keep_checkpoints: int = 3
     """The newest so many."""
+    keep_best: int = 0
+    """Besides, so many of those whose held-out loss was lowest; above 0, every evaluated state is saved."""
     seed: int = 0
     """Of parameters, masks and dropout; the order of the rows has its own in `rows`."""
 
@@ -62,6 +64,9 @@ class Experiment:
         for name in ("steps", "batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise InputError(f"Experiment.{name} is {getattr(self, name)}, expected at least 1")
+        for name, least in (("keep_checkpoints", 1), ("keep_best", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"Experiment.{name} is {getattr(self, name)}, expected at least {least}")
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"Experiment.batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}"

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from ctx_jax.experiment.assembly import abstract_step
 from ctx_jax.experiment.config import Experiment
 from ctx_jax.flops.architectures import encoder_cost
 from ctx_jax.flops.budget import Verdict
@@ -15,6 +16,7 @@ from ctx_jax.flops.parts import Cost
 from ctx_jax.flops.transformer import bert_cost
 from ctx_jax.models.elmo import ElmoConfig
 from ctx_jax.objectives.masking import prediction_counts, slots_needed
+from ctx_jax.sharding import batch_sharding, bytes_per_device, replicated, tree_shardings
 from ctx_jax.train.loop import Progress
 
 
@@ -42,10 +44,29 @@ def budget_verdict(experiment: Experiment) -> Verdict | None:
     return budget.verdict(encoder_cost(experiment.model, length=budget.length).matrix_flops)
 
 
+def state_bytes(experiment: Experiment, mesh: jax.sharding.Mesh) -> dict[str, int]:
+    """Bytes that a run keeps on each device, by what they are, before anything is there.
+
+    From shapes alone: parameters, optimizer (moments), carry, gradients (they lie as the parameters do), one batch, and
+    arguments (what the objective knows of the vocabulary). Activations are not among them.
+    """
+    _, (state, batch, arguments) = abstract_step(experiment)
+    placed = tree_shardings(state, mesh)
+    parameters = bytes_per_device(state.params, placed.params)
+    return {
+        "parameters": parameters,
+        "optimizer": bytes_per_device(state.optimizer, placed.optimizer),
+        "carry": bytes_per_device(state.carry, placed.carry),
+        "gradients": parameters,
+        "batch": bytes_per_device(batch, batch_sharding(mesh)),
+        "arguments": bytes_per_device(arguments, replicated(mesh)),
+    }
+
+
 def cost_card(
     experiment: Experiment, progress: Progress, peak: float | None, mesh: jax.sharding.Mesh
 ) -> dict[str, Any]:
-    """What a run cost: tokens, FLOPs, device-hours, share of peak, and how the model stands to its budget."""
+    """What a run cost: tokens, FLOPs, device-hours, share of peak, waiting, and how the model stands to its budget."""
     cost, verdict = step_cost(experiment), budget_verdict(experiment)
     seconds = max(progress.seconds, 1e-9)
     total = cost.training_matrix_flops * progress.step
@@ -64,6 +85,12 @@ def cost_card(
         "tokens_per_s": progress.tokens / seconds,
         "peak_flops_per_s": peak,
         "share_of_peak": None if peak is None else total / seconds / peak,
+        "data_wait_seconds": progress.data_wait_seconds,
+        "data_wait_share": progress.data_wait_seconds / seconds,
+        "checkpoint_seconds": progress.checkpoint_seconds,
+        "checkpoint_seconds_per_save": progress.checkpoint_seconds / max(progress.saves, 1),
+        "skipped_steps": progress.skipped,
+        "spikes": progress.spikes,
         "budget": None if verdict is None else verdict.as_dict(),
     }
 

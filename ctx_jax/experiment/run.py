@@ -26,7 +26,7 @@ from ctx_jax.data.streams import Streams
 from ctx_jax.errors import InputError
 from ctx_jax.experiment.assembly import assemble, open_rows, vocabulary_of
 from ctx_jax.experiment.config import Evaluation, Experiment
-from ctx_jax.experiment.cost import cost_card, peak_flops_per_s, step_cost
+from ctx_jax.experiment.cost import cost_card, peak_flops_per_s, state_bytes, step_cost
 from ctx_jax.hosts import Team, on_first_process
 from ctx_jax.models.elmo import ElmoConfig
 from ctx_jax.nn.parameters import Bound, Params, count_parameters
@@ -137,8 +137,15 @@ def _pretrain(
         f" an epoch, {held_out.num_rows:,} held out; {mesh.size} {jax.devices()[0].device_kind} device(s)"
     )
 
+    needed = {name: size / 1e6 for name, size in state_bytes(experiment, mesh).items()}
+    say(
+        f"{needed['parameters'] + needed['optimizer']:,.1f} MB a device for parameters and optimizer,"
+        f" {needed['gradients']:,.1f} MB for gradients"
+    )
+
     with jax.set_mesh(mesh), contextlib.ExitStack() as closing:
-        checkpoints = closing.enter_context(Checkpoints(workdir / CHECKPOINTS, keep_last=experiment.keep_checkpoints))
+        keep = {"keep_last": experiment.keep_checkpoints, "keep_best": experiment.keep_best}
+        checkpoints = closing.enter_context(Checkpoints(workdir / CHECKPOINTS, **keep))
         team.describe = lambda: _last_checkpoint(checkpoints)
         like = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings
@@ -163,15 +170,15 @@ def _pretrain(
         flops = step_cost(experiment).training_matrix_flops
         peak = peak_flops_per_s(model.dtype, mesh)
 
-        def extras(number: int, seconds: float, steps: int) -> dict[str, float]:
-            values = {"learning_rate": float(schedule(number - 1)), "seconds_per_step": seconds / steps}
+        def extras(updates: int, seconds: float, steps: int) -> dict[str, float]:
+            values = {"learning_rate": float(schedule(max(updates - 1, 0))), "seconds_per_step": seconds / steps}
             return values if peak is None else values | {"share_of_peak": flops * steps / seconds / peak}
 
         def chain() -> Iterator[Any]:
             yield first
             yield from batches
 
-        state = run(
+        state, evaluation = run(
             lambda state, batch: compiled(state, batch, arguments),
             state,
             chain(),
@@ -191,8 +198,6 @@ def _pretrain(
         if progress.step < experiment.steps:
             say(f"{team.stopped}: saved step {progress.step}; the same command goes on from there")
             return Outcome(progress.step, False)
-        evaluation = evaluate(state.params)
-        log(progress.step, "evaluation", evaluation)
         _save_final_weights(workdir, state.params, progress.step)
     cost = cost_card(experiment, progress, peak, mesh)
     on_first_process(lambda: _write_json(workdir / COST, cost | {"evaluation": evaluation}))

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 from ctx_jax.errors import InputError
 from ctx_jax.interop import bilm, hugging_face, sentence_transformers
@@ -21,7 +21,7 @@ from ctx_jax.interop.files.tensors import Tensors
 from ctx_jax.interop.files.torch_file import read_torch
 from ctx_jax.interop.google_bert import read_google_model
 from ctx_jax.interop.pretrained import Pretrained
-from ctx_jax.interop.run_folder import bound_model, read_run
+from ctx_jax.interop.run_folder import Weights, bound_model, read_run
 from ctx_jax.interop.tables import read_params
 from ctx_jax.text.load import load_tokenizer
 from ctx_jax.text.tokenizer import Tokenizer
@@ -43,26 +43,37 @@ _WEIGHTS: tuple[tuple[str, Callable[[pathlib.Path], Tensors]], ...] = (
 """Of a Hugging Face folder, in the order in which they are looked for."""
 
 
-def load(path: str | os.PathLike[str]) -> Pretrained:
+def load(path: str | os.PathLike[str], *, weights: Weights = "final") -> Pretrained:
     """Reads a model from a folder, whatever wrote it.
+
+    Args:
+      path: the folder.
+      weights: which ones of a run directory, see `run_folder.read_run`; other folders have one set only.
 
     Raises:
       InputError: there is no such folder, nothing in it is known, or what is there is broken.
     """
+    if weights not in get_args(Weights):
+        raise InputError(f"weights: found {weights!r}, expected one of {', '.join(get_args(Weights))}")
     folder = pathlib.Path(path)
     if not folder.is_dir():
         raise InputError(f"{folder}: found {'a file' if folder.exists() else 'nothing'}, expected a folder")
-    if (folder / "modules.json").is_file():
+    modules, config = folder / "modules.json", folder / "config.json"
+    record = read_json(config) if config.is_file() and not modules.is_file() else None
+    if record is not None and "model" in record:
+        return read_run(folder, record, weights)
+    if weights != "final":
+        raise InputError(f"{folder}: weights {weights!r} are those of a run directory, which this is not")
+    if modules.is_file():
         part, pooling = sentence_transformers.read_modules(folder, read_json)
         return replace(_read_hugging_face(part, read_json(part / "config.json")), pooling=pooling)
-    if (folder / "config.json").is_file():
-        record = read_json(folder / "config.json")
-        return read_run(folder, record) if "model" in record else _read_hugging_face(folder, record)
+    if record is not None:
+        return _read_hugging_face(folder, record)
     if (folder / "bert_config.json").is_file():
         return _read_google(folder)
-    options, weights = sorted(folder.glob("*options.json")), sorted(folder.glob("*weights.hdf5"))
-    if len(options) == 1 and weights:
-        return _read_bilm(options[0], weights)
+    options, files = sorted(folder.glob("*options.json")), sorted(folder.glob("*weights.hdf5"))
+    if len(options) == 1 and files:
+        return _read_bilm(options[0], files)
     names = sorted(entry.name for entry in folder.iterdir())
     listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     raise InputError(f"{folder}: found {listed or 'nothing'}, expected one of: {'; '.join(SUPPORTED)}")

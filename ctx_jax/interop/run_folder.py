@@ -10,7 +10,7 @@ import json
 import pathlib
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,6 +30,7 @@ MODELS: dict[str, tuple[type, type]] = {
     "elmo": (ElmoConfig, ElmoForPreTraining),
 }
 """By `model_type` of config.json."""
+Weights = Literal["final", "best"]
 _ABOUT = ("data", "experiment")
 CONFIG, WEIGHTS, CHECKPOINTS, TOKENIZER, NPZ = "config.json", "weights", "checkpoints", "tokenizer", "weights.npz"
 
@@ -41,12 +42,14 @@ def bound_model(config: BertConfig | ElmoConfig) -> Bound:
     return Bound(lambda rngs: model(config, rngs=rngs))
 
 
-def read_run(folder: pathlib.Path, record: Mapping[str, Any]) -> Pretrained:
-    """The model of one of our folders: its final weights, or those of its newest good checkpoint.
+def read_run(folder: pathlib.Path, record: Mapping[str, Any], weights: Weights = "final") -> Pretrained:
+    """The model of one of our folders.
 
     Args:
       folder: where it is.
       record: fields of its config.json.
+      weights: `final`, or where the run has not ended those of its newest good checkpoint; `best`: of the checkpoint
+        whose held-out loss was the lowest of those that are kept (`Experiment.keep_best`).
 
     Raises:
       InputError: the configuration or the weights are missing, or do not fit.
@@ -65,7 +68,7 @@ def read_run(folder: pathlib.Path, record: Mapping[str, Any]) -> Pretrained:
         raise InputError(f"{file}: model: {error}") from error
     tokenizer = load_tokenizer(folder / TOKENIZER) if (folder / TOKENIZER).exists() else None
     about = {name: record[name] for name in _ABOUT if name in record}
-    return Pretrained(config, _read_weights(folder, bound_model(config).shapes), tokenizer, pooling, about)
+    return Pretrained(config, _read_weights(folder, bound_model(config).shapes, weights), tokenizer, pooling, about)
 
 
 def write_run(folder: pathlib.Path, pretrained: Pretrained, *, npz: bool = False) -> None:
@@ -104,13 +107,19 @@ def write_weights(folder: pathlib.Path, params: Params) -> None:
     write_npz(folder / NPZ, {path: np.asarray(leaf) for path, leaf in flat_paths(params).items()})
 
 
-def _read_weights(folder: pathlib.Path, shapes: Params) -> Params:
+def _read_weights(folder: pathlib.Path, shapes: Params, weights: Weights) -> Params:
+    checkpoints = Checkpoints(folder / CHECKPOINTS)
+    if weights == "best":
+        step = checkpoints.best()
+        if step is None:
+            raise InputError(f"{folder}: no checkpoint has a held-out loss, expected a run with keep_best above 0")
+        return checkpoints.restore({"params": shapes}, step, partial=True).state["params"]
     if (folder / WEIGHTS).exists():
         return load_weights(folder / WEIGHTS, shapes)[0]
     if (folder / NPZ).exists():
         table = [Entry(path, (Part(path, whole),)) for path in flat_paths(shapes)]
         return read_params(table, read_npz(folder / NPZ), shapes, str(folder / NPZ))
-    restored = Checkpoints(folder / CHECKPOINTS).restore({"params": shapes}, partial=True)
+    restored = checkpoints.restore({"params": shapes}, partial=True)
     if restored is None:
         raise InputError(f"{folder}: found neither weights nor checkpoints, expected a run that has saved some")
     return restored.state["params"]

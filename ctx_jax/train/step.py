@@ -80,6 +80,7 @@ def make_train_step(
     mask_seed: int,
     dropout_seed: int,
     accumulate: int = 1,
+    skip_non_finite: bool = False,
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, Sums]]:
     """The step `(state, batch, arguments) → (state, sums)`, to be jitted with the state donated.
 
@@ -91,9 +92,11 @@ def make_train_step(
       dropout_seed: dropout is drawn from it, the step and the row alone.
       accumulate: micro-batches a step; divides B. The result is that of the whole batch: weights are counted over
         all of it first.
+      skip_non_finite: a step whose loss or gradient is not finite leaves parameters, moments and the optimizer's count
+        as they were, and its sums say `skipped` 1 instead of 0. Rows whose carry is not finite begin anew.
     """
 
-    def step(state: TrainState, batch: Any, arguments: Any) -> tuple[TrainState, Sums]:
+    def train_step(state: TrainState, batch: Any, arguments: Any) -> tuple[TrainState, Sums]:
         prepared, totals = objective.prepare(batch, jnp.int32(mask_seed), arguments)
         rows = jax.tree.leaves(batch)[0].shape[0]
         keys = row_keys(dropout_seed, state.step, rows)
@@ -125,9 +128,29 @@ def make_train_step(
             "gradient_norm": optax.tree.norm(gradients),
             "tokens": objective.count_tokens(batch),
         }
+        if skip_non_finite:
+            finite = jnp.all(jnp.stack([jnp.isfinite(value) for value in sums.values()]))
+            before, after = (state.params, state.optimizer), (params, optimizer)
+            params, optimizer = jax.tree.map(lambda old, new: jnp.where(finite, new, old), before, after)
+            carry = _restarted(carry, objective.start(rows))
+            sums |= {"skipped": 1.0 - finite.astype(jnp.float32)}
         return TrainState(state.step + 1, params, optimizer, carry), sums
 
-    return step
+    return train_step
+
+
+def _restarted(carry: Any, start: Any) -> Any:
+    """The carry, with the rows of it that are not finite as at the start.
+
+    A row that is finite is right even when its step was skipped: it is what the parameters, which stay, made of the
+    words that were read. One that is not finite has lost its past; what it came from may be what led to the overflow
+    and would lead to it again, and it belongs to a place in the text one window back.
+    """
+    finite: Any = True
+    for leaf in jax.tree.leaves(carry):
+        finite = finite & jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim)))
+    choose = lambda leaf, first: jnp.where(finite.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, first)
+    return jax.tree.map(choose, carry, start)
 
 
 def make_eval_step(
@@ -135,9 +158,9 @@ def make_eval_step(
 ) -> Callable[[Params, Any, Int[Array, ""], Any, Any], tuple[Sums, Float[Array, "V"], Any]]:
     """The step `(params, batch, seed, arguments, carry) → (sums, counts of the targets by id, carry)`."""
 
-    def step(params: Params, batch: Any, seed: Array, arguments: Any, carry: Any) -> tuple[Sums, Array, Any]:
+    def eval_step(params: Params, batch: Any, seed: Array, arguments: Any, carry: Any) -> tuple[Sums, Array, Any]:
         prepared, totals = objective.prepare(batch, seed, arguments)
         sums, carry = objective.evaluate(bound(params), prepared, totals, carry)
         return sums, objective.target_counts(prepared), carry
 
-    return step
+    return eval_step
