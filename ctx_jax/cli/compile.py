@@ -42,7 +42,7 @@ def compile_(argv: Sequence[str]) -> int:
         """A Python file that defines `config`, an Experiment."""
         topology: tuple[str, ...] = ("v5e:16x16",)
         """Chips to compile for: kind and shape, such as v5e:16x16, v5p:4x4x4, v6e:8x8."""
-        rows: int | None = None
+        rows_per_chip: int | None = None
         """Rows of a chip; the config's batch over all chips where it is not given."""
         sweep: bool = False
         """Also try other meshes and remat policies, and say which is best."""
@@ -72,8 +72,8 @@ def _steps(command: object) -> Iterator[Step]:
     for topology in command.topology:
         chips = len(topology_devices(topology)[0])
         experiment = command.experiment
-        if command.rows is not None:
-            experiment = with_rows(experiment, command.rows, chips)
+        if command.rows_per_chip is not None:
+            experiment = with_rows(experiment, command.rows_per_chip, chips)
         variants = _variants(experiment, chips) if command.sweep else [experiment]
         work += [(topology, variant) for variant in variants]
     bar = tqdm(work, desc="compiling", unit="program", disable=len(work) == 1 or command.json)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from ctx_jax.errors import InputError
 from ctx_jax.hlo.parts import OTHER, owner_of, scopes
-from ctx_jax.hlo.text import Instruction, Module, walk
+from ctx_jax.hlo.text import Array, Instruction, Module, walk
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 UNESTIMATED = ("fusion", "gather", "scatter", "sort", "convolution", "dot")
@@ -114,6 +114,8 @@ def estimate(module: Module, names: set[str], bundles: Mapping[str, int] | None 
     """
     found, owner, bundles = Estimate(), owner_of(module, names), bundles or {}
     done = _overlapped(module)
+    # Of equal kernels the compiler schedules one.
+    alike = {_kernel_key(i): bundles[i.name] for i, _, _ in walk(module) if i.name in bundles}
     for instruction, _, known in walk(module):
         times = 1 if known is None else known
         found.unknown_loops += instruction.opcode == "while" and module.trip_count(instruction) is None
@@ -122,10 +124,10 @@ def estimate(module: Module, names: set[str], bundles: Mapping[str, int] | None 
             part, _ = owner(instruction)
             found.collectives.append(_read_collective(module, instruction, kind, part, times, instruction.name in done))
         elif instruction.opcode == "custom-call" and '"tpu_custom_call"' in instruction.attributes:
-            # The kernel's own name is a scope, too.
-            part = next((each for each in scopes(instruction.op_name) if each in names), OTHER)
+            own = instruction.name.split(".")[0]  # is a scope, too
+            part = next((each for each in [*scopes(instruction.op_name)][::-1] if each in names and each != own), OTHER)
             steps = re.search(r'"?grid_steps"?\s*[:=]\s*"?(\d+)', instruction.attributes)
-            each = bundles.get(instruction.name)
+            each = bundles.get(instruction.name, alike.get(_kernel_key(instruction)))
             cycles = None if each is None or steps is None else each * int(steps[1])
             found.kernels.append(Kernel(instruction.name, part, times, cycles))
             found.cycles[part, direction_of(instruction.op_name)] += times * (cycles or 0)
@@ -143,7 +145,12 @@ def estimate(module: Module, names: set[str], bundles: Mapping[str, int] | None 
     return found
 
 
-def _shape(array) -> str:
+def _kernel_key(instruction: Instruction) -> tuple[str, ...]:
+    """Kernels of a name that give the same arrays are the same."""
+    return instruction.name.split(".")[0], *map(_shape, instruction.results)
+
+
+def _shape(array: Array) -> str:
     return f"{array.dtype}[{','.join(map(str, array.shape))}]"
 
 

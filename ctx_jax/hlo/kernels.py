@@ -13,10 +13,10 @@ import tempfile
 FLAGS = (
     "--xla_jf_dump_to={folder}",
     "--xla_jf_dump_llo_text=true",
-    "--xla_jf_dump_llo_pass_label_regex=.*schedule-analysis_final_bundles.*",
+    "--xla_jf_dump_llo_pass_label_regex=.*final_bundles.*",
     "--xla_jf_dump_hlo_text=false",
 )
-"""Of libtpu: the last schedule of everything that it compiles, a small file each."""
+"""Of libtpu: the last schedule of everything that it compiles, and an analysis of each."""
 
 
 @functools.cache

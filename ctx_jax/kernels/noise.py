@@ -2,8 +2,8 @@
 
 JAX's threefry spends over a hundred operations a value, which on a TPU is more than a layer's products take. Dropout
 asks for less than a cipher's quality: each place's number goes through the finaliser "lowbias32" (Ellis 2018,
-"Prospecting for hash functions", nullprogram.com), eight operations, with one half of the seed added before it and the
-other half within it, so that streams are no shifts of each other. The seeds themselves come of threefry.
+"Prospecting for hash functions", nullprogram.com), eight operations, after one half of the seed was mixed in by xor and
+the other half added, so that streams are no shifts of each other. The seeds themselves come of threefry.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from jaxtyping import Array, Bool, UInt
 
 def scramble(place: UInt[Array, "*shape"], first: Array, second: Array) -> UInt[Array, "*shape"]:
     """32 random bits of each place, for a seed of two halves; all uint32."""
-    x = place + first
+    x = (place ^ second) + first
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
-    x = (x ^ (x >> np.uint32(15))) + second
-    x = x * np.uint32(0x846CA68B)
+    x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
     return x ^ (x >> np.uint32(16))
 
 

@@ -24,12 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt
 
+from ctx_jax.kernels.division import divided, divides
 from ctx_jax.kernels.noise import places, scramble, threshold
 from ctx_jax.kernels.packed import LANES, Heads
-from ctx_jax.sharding import BATCH_AXES
 
 LONGEST = 2048
 """Tokens of the longest row whose scores with a block of queries fit the memory on the chip."""
@@ -41,12 +40,9 @@ _LOW = float(np.finfo(np.float32).min)
 
 def fits(rows: Any, length: Any, heads: Heads) -> bool:
     """Whether the kernels take rows of this shape, on the mesh in context."""
-    if not isinstance(rows, int) or not isinstance(length, int) or heads.columns % LANES:
+    if not isinstance(length, int) or length % LANES or length > LONGEST or heads.columns % LANES:
         return False
-    mesh = jax.sharding.get_abstract_mesh()
-    over_rows, over_heads = (int(np.prod([mesh.shape[axis] for axis in axes], initial=1)) for axes in _axes())
-    whole = rows % over_rows == 0 and (heads.count // heads.together) % over_heads == 0
-    return whole and length % LANES == 0 and length <= LONGEST
+    return divides(rows, heads.count // heads.together)
 
 
 def forward(
@@ -60,7 +56,8 @@ def forward(
 ) -> Float[Array, "B T D"]:
     """softmax(q kᵀ / √K) v among the tokens of a segment, each weight dropped at `rate`; heads side by side."""
     call = functools.partial(_forward, heads=heads, rate=rate, interpret=interpret)
-    return _over_the_mesh(call, 1)(_seeds(seeds, packed.shape[1], heads), segment_ids, packed)
+    run = divided(call, ["bhx", "bt", "bth"], ["bth"])
+    return run(_seeds(seeds, packed.shape[1], heads), segment_ids, packed)
 
 
 def backward(
@@ -75,36 +72,15 @@ def backward(
 ) -> Float[Array, "B T G3C"]:
     """The packed array's gradient."""
     call = functools.partial(_backward, heads=heads, rate=rate, interpret=interpret)
-    return _over_the_mesh(call, 2)(_seeds(seeds, packed.shape[1], heads), segment_ids, packed, cotangent)
+    run = divided(call, ["bhx", "bt", "bth", "bth"], ["bth"])
+    return run(_seeds(seeds, packed.shape[1], heads), segment_ids, packed, cotangent)
 
 
-def _seeds(seeds: UInt[Array, "B 2"], length: int, heads: Heads) -> UInt[Array, "B H 2"]:
-    """Of each head: its place in the row is added to the first half, as `noise.places` counts."""
-    first = seeds[:, :1] + places((heads.count,), (length * length,))[None, :]
-    return jnp.stack([first, jnp.broadcast_to(seeds[:, 1:], first.shape)], axis=-1)
-
-
-def _axes() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Axes of the mesh in context that rows and heads are divided over; none where the program divides by hand."""
-    mesh = jax.sharding.get_abstract_mesh()
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True) if mesh.axis_names else ()
-    automatic = {name for name, kind in kinds if kind == AxisType.Auto}
-    return tuple(axis for axis in BATCH_AXES if axis in automatic), ("tensor",) if "tensor" in automatic else ()
-
-
-def _over_the_mesh(call: Callable[..., Array], inputs: int) -> Callable[..., Array]:
-    """The call for each device's rows and heads: XLA cannot divide a kernel by itself."""
-    rows, heads = _axes()
-    if not rows and not heads:
-        return call
-    rows, heads = rows or None, heads or None
-    vectors = PartitionSpec(rows, None, heads)
-    return jax.shard_map(
-        call,
-        in_specs=(PartitionSpec(rows, heads), PartitionSpec(rows), *(vectors,) * inputs),
-        out_specs=vectors,
-        check_vma=False,
-    )
+def _seeds(seeds: UInt[Array, "B 2"], length: int, heads: Heads) -> UInt[Array, "B H 3"]:
+    """Of each head: its row's seed, and its first place in the row, as `noise.places` counts."""
+    begins = places((heads.count,), (length * length,))
+    of = lambda x: jnp.broadcast_to(x, (seeds.shape[0], heads.count))
+    return jnp.stack([of(seeds[:, :1]), of(seeds[:, 1:]), of(begins[None, :])], axis=-1)
 
 
 class _Plan:
@@ -181,7 +157,7 @@ class _Plan:
         row = pl.program_id(0)
         number = (pl.program_id(1) * self.groups + group) * self.heads.together + head
         begin = (pl.program_id(2) * (self.queries * self.length)).astype(jnp.uint32)
-        place = places((self.queries, self.length)) + begin
+        place = places((self.queries, self.length)) + (begin + seeds[row, number, 2])
         return scramble(place, seeds[row, number, 0], seeds[row, number, 1]) < threshold(rate)
 
     def exponentials(self, query: Array, key: Array, allowed: Array) -> tuple[Array, Array]:

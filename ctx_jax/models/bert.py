@@ -195,9 +195,9 @@ class BertLayer(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """One layer; `keys` are the rows' dropout keys, None outside training."""
         attended = self.attention(x, mask, fold(keys, 0))
-        x = self.attention_norm(x + dropout(attended, self.dropout_rate, fold(keys, 1)))
+        x = self.attention_norm.after(x, attended, self.dropout_rate, fold(keys, 1))
         fed = self.feed_forward(x)
-        return self.feed_forward_norm(x + dropout(fed, self.dropout_rate, fold(keys, 2)))
+        return self.feed_forward_norm.after(x, fed, self.dropout_rate, fold(keys, 2))
 
 
 class Bert(nnx.Module):

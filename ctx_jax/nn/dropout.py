@@ -22,15 +22,18 @@ def seeds_of(keys: Key[Array, "B"]) -> UInt[Array, "B 2"]:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _drop(rate: float, x: Float[Array, "B ..."], seeds: UInt[Array, "B 2"]) -> Float[Array, "B ..."]:
+def drop(rate: float, x: Float[Array, "B ..."], seeds: UInt[Array, "B 2"]) -> Float[Array, "B ..."]:
+    """`dropout` with a seed a row, see `kernels.noise`."""
+    if not rate:
+        return x
     kept = keep(seeds, x.shape[1:], rate)
     return jnp.where(kept, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros((), x.dtype))
 
 
 # The noise is drawn again in the backward pass: a seed a row is all that is kept.
-_drop.defvjp(
-    lambda rate, x, seeds: (_drop(rate, x, seeds), seeds),
-    lambda rate, seeds, cotangent: (_drop(rate, cotangent, seeds), None),
+drop.defvjp(
+    lambda rate, x, seeds: (drop(rate, x, seeds), seeds),
+    lambda rate, seeds, cotangent: (drop(rate, cotangent, seeds), None),
 )
 
 
@@ -40,4 +43,4 @@ def dropout(x: Float[Array, "B ..."], rate: float, keys: Key[Array, "B"] | None)
     Every row draws from a key of its own, so that a row meets the same noise in any batch, micro-batch or mesh.
     Without keys nothing is dropped.
     """
-    return x if keys is None or rate == 0.0 else _drop(rate, x, seeds_of(keys))
+    return x if keys is None or rate == 0.0 else drop(rate, x, seeds_of(keys))

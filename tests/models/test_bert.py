@@ -342,12 +342,18 @@ def test_no_two_places_share_their_noise():
         seen.append((rate, seeds))
         return packed[..., : packed.shape[-1] // 3]
 
+    def norm(eps, rate, x, branch, scale, bias, seeds):
+        seen.append((rate, seeds))
+        return x + branch
+
     import ctx_jax.models.bert as bert
     import ctx_jax.nn.attention as attention
+    import ctx_jax.nn.norm as norms
 
     patch = pytest.MonkeyPatch()
     patch.setattr(bert, "dropout", record)
     patch.setattr(attention, "packed_attention", attend)
+    patch.setattr(norms, "residual_norm", norm)
     try:
         model = bound(config)(jax.tree.map(jnp.asarray, random_params(bound(config).shapes, 0)))
         keys = jax.random.split(jax.random.key(0), 1)
