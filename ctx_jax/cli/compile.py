@@ -1,7 +1,5 @@
 """`ctx-jax compile`: a config's training step for TPUs that nobody here has."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -63,7 +61,7 @@ def compile_(argv: Sequence[str]) -> int:
     return 0 if all(step.memory.fits for step in steps) else 1
 
 
-def _steps(command: object) -> Iterator[Step]:
+def _steps(command: object) -> "Iterator[Step]":
     from tqdm import tqdm
 
     from ctx_jax.experiment.topology import DoesNotFitError, compile_step, topology_devices, with_rows
@@ -109,7 +107,7 @@ def _bytes(size: float) -> str:
     raise AssertionError
 
 
-def report(step: Step) -> Iterator[str]:
+def report(step: "Step") -> Iterator[str]:
     """One step for people, at most 100 columns."""
     from ctx_jax.hlo.estimate import by_part
 
@@ -155,7 +153,7 @@ def report(step: Step) -> Iterator[str]:
     yield f"  {'in all':<27}{'':<16}{'':>10}{_bytes(sum(e.sent_bytes for e in step.estimate.collectives)):>10}"
 
 
-def table(steps: Sequence[Step]) -> Iterator[str]:
+def table(steps: "Sequence[Step]") -> Iterator[str]:
     """Several beside each other; the cost of a token relative to the first."""
     yield "estimates                          rows  memory a chip  step ms  share of peak  tokens/s chip  cost a token"
     first = steps[0]

@@ -7,6 +7,7 @@ which its matrix units reach the published peak.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import time
@@ -159,7 +160,9 @@ def topology_devices(name: str) -> tuple[Sequence[jax.Device], Chip]:
     kind, _, shape = name.partition(":")
     if kind not in CHIPS or not re.fullmatch(r"\d+x\d+(x\d+)?", shape):
         raise InputError(f"topology: found {name!r}, expected {' or '.join(CHIPS)} and chips, such as v5e:16x16")
+    # There is no chip to ask, and none that two processes could both take.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     schedule_folder()  # libtpu reads its flags now or never
     from jax.experimental import topologies
 
@@ -167,7 +170,7 @@ def topology_devices(name: str) -> tuple[Sequence[jax.Device], Chip]:
         devices = topologies.get_topology_desc(name, platform="tpu").devices
     except Exception as error:
         text = " ".join(str(error).split())
-        if "libtpu" in text.lower() or "plugin" in text.lower():
+        if importlib.util.find_spec("libtpu") is None or "not installed" in text:
             raise InputError(
                 "topology: libtpu is not installed, which compiles for TPUs: pip install ctx_jax[tpu]"
             ) from error
@@ -259,7 +262,8 @@ def _count(shape: Sequence[int]) -> int:
 
 def _refusal(experiment: Experiment, mesh: Mesh, text: str) -> Exception:
     """What the compiler said, and what would help."""
-    found = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", text)
+    found = re.search(r"\(([\d.]+[KMGT])\) exceeds available HBM \(([\d.]+[KMGT])\)", text)
+    found = found or re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", text)
     if found is None:
         return InputError(f"the TPU compiler: {' '.join(text.split())[:400]}")
     helps = []

@@ -1,0 +1,148 @@
+"""`ctx-jax compile`: what it says of a step on chips that nobody here has."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ctx_jax import cli
+from ctx_jax.cli.compile import report, table
+from ctx_jax.experiment.topology import Memory, Step
+from ctx_jax.flops.devices import CHIPS, PUBLISHED, named_peak
+from ctx_jax.hlo.estimate import Collective, Estimate, Kernel
+
+CONFIG = """
+from ctx_jax.data.plan import RowsConfig
+from ctx_jax.experiment import Experiment
+from ctx_jax.models.bert import BertConfig
+from ctx_jax.objectives.mlm import MaskedLM
+
+config = Experiment(
+    data="none",
+    model=BertConfig(vocab_size=4096, hidden_size=256, num_layers=2, num_heads=4, intermediate_size=512,
+                     pooler=False, dtype="bfloat16"),
+    rows=RowsConfig(length=128),
+    objective=MaskedLM(),
+    batch_size=64,
+)
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "small.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def step(**changes):
+    """A step of 1.503 million cycles, a millisecond on v5e, and exchanges of another half."""
+    chip = CHIPS["v5e"]
+    estimate = Estimate()
+    estimate.cycles.update(
+        {("norms", "forward"): 500_000, ("norms", "backward"): 503_000, ("head", "forward"): 500_000}
+    )
+    estimate.collectives = [
+        Collective("all-reduce", "norms", 50_000_000, 2, 2, False, ("f32[12500000]",)),
+        Collective("all-gather", "head", 10_000_000, 2, 1, True, ("f32[2500000]",)),
+    ]
+    estimate.kernels = [Kernel("attention.1", "attention", 12, None)]
+    fields = {
+        "topology": "v5e:1x2", "chips": 2, "mesh": {"data": 2, "fsdp": 1, "tensor": 1}, "rows": 8.0, "length": 128,
+        "compile_seconds": 61.0, "memory": Memory(1, 2, 3, 4, 5, 15, 16), "model_flops": 1e11, "matrix_flops": 1.2e11,
+        "estimate": estimate, "chip": chip, "peak": named_peak("v5e"), "roofline_seconds": 0.0005,
+    }  # fmt: skip
+    return Step(**fields | changes)
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_the_clock_is_that_of_the_published_peak(name):
+    chip = CHIPS[name]
+    assert chip.clock_hz * chip.flops_per_cycle == PUBLISHED[chip.kind].bfloat16_flops_per_s
+    assert 1.4e9 < chip.clock_hz < 1.8e9
+
+
+def test_times_are_cycles_and_exchanges_that_nothing_hides():
+    found = step()
+    assert found.compute_seconds == pytest.approx(1.503e6 / (197e12 / 131072))
+    # Twice 50 MB in a ring of two: each chip sends 100 MB over 200 GB/s; the gather is hidden.
+    assert found.collective_seconds(exposed=True) == pytest.approx(0.5e-3)
+    assert found.collective_seconds() == pytest.approx(0.5e-3 + 5e6 / 200e9)
+    assert found.share_of_peak == pytest.approx(1e11 / found.seconds / 197e12)
+    assert found.tokens_per_s == pytest.approx(8 * 128 / found.seconds)
+    assert json.loads(json.dumps(found.as_dict()))["estimated"]["seconds"] == found.seconds
+
+
+def test_the_report_for_people():
+    lines = list(report(step()))
+    assert max(map(len, lines)) <= 100
+    text = "\n".join(lines)
+    assert "15 B   of 16 B: fits" in text
+    assert "kernel attention.1: its schedule was not at hand" in text
+    assert [line.split()[0] for line in lines if "%" in line][:2] == ["norms", "head"]
+    too_much = "\n".join(report(step(memory=Memory(1, 2, 3, 4, 5, 20, 16))))
+    assert "does not fit: 4 B too much" in too_much
+
+
+def test_the_table_names_the_best_that_fits():
+    slow = step(topology="v5e:2x2", rows=4.0)
+    large = step(topology="v5e:4x4", rows=16.0, memory=Memory(1, 2, 3, 4, 5, 20, 16))
+    lines = list(table([step(), slow, large]))
+    assert [line.split()[-1] for line in lines[1:4]] == ["1.000", "2.000", "0.500"]
+    assert lines[-1] == "most tokens/s a chip: v5e:1x2 {'data': 2, 'fsdp': 1, 'tensor': 1}"
+    assert list(table([large]))[-1] == "nothing fits"
+
+
+@pytest.mark.parametrize("topology", ["v5x:2x2", "v5e", "v5e:4", "v4:2x2x1", ""])
+def test_no_such_chips(config, capsys, topology):
+    assert cli.main(["compile", str(config), "--topology", topology]) == 2
+    assert "expected v5e or v5p or v6e and chips" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
+def test_without_the_compiler_it_says_what_to_install(config, capsys):
+    assert cli.main(["compile", str(config), "--topology", "v5e:2x2"]) == 2
+    assert "pip install ctx_jax[tpu]" in capsys.readouterr().err
+
+
+def run_command(arguments):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_a_step_for_a_slice(config, mesh):
+    pytest.importorskip("libtpu")
+    sizes = [word for axis, size in mesh.items() for word in (f"--mesh.{axis}", str(size))]
+    done = run_command(["-m", "ctx_jax.cli", "compile", str(config), "--topology", "v5e:2x4", "--json", *sizes])
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert found["chips"] == 8
+    assert found["memory"]["fits"]
+    parts = found["estimated"]["cycles_by_part"]
+    assert {"attention", "norms", "feed-forward", "projections", "head"} <= parts.keys()
+    assert all(kernel["cycles"] for kernel in found["estimated"]["kernels"])
+    assert {kernel["part"] for kernel in found["estimated"]["kernels"]} == {"attention", "norms"}
+    assert 0 < found["estimated"]["share_of_peak"] < 1
+    if mesh == {"data": 8}:
+        # Every gradient goes once over the links, and the token table's twice: of the look-up, and of the tied head.
+        reduced = sum(each["bytes"] * each["times"] for each in found["collectives"] if each["kind"] == "all-reduce")
+        assert reduced == pytest.approx(found["memory"]["parameters"] + 4 * 4096 * 256, abs=1000)
+    # Nothing as large as a chip's logits is gathered.
+    gathered = [each["bytes"] for each in found["collectives"] if each["kind"] == "all-gather"]
+    assert max(gathered, default=0) < 4 * 4096 * 64 * 20 // 8
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_says_by_how_much_and_what_helps(config):
+    pytest.importorskip("libtpu")
+    done = run_command(
+        ["-m", "ctx_jax.cli", "compile", str(config), "--topology", "v5e:2x2", "--rows-per-chip", "32768"]
+    )
+    assert done.returncode == 2
+    assert "the step does not fit: it needs" in done.stderr
+    assert "--model.remat all" in done.stderr
