@@ -155,11 +155,15 @@ def tiled_flops(config: BertConfig, tile: int, *, rows: int, length: int) -> int
 def kept_bytes(config: BertConfig, *, rows: int, length: int) -> int:
     """What the forward pass keeps for the backward one, parameters left out."""
     bound = Bound(lambda rngs: Bert(config, rngs=rngs))
-    ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     forward = lambda params, input_ids: jax.vjp(lambda p: bound(p)(input_ids).last, params)[1]
-    kept = jax.tree.leaves(jax.eval_shape(forward, bound.shapes, ids))
-    size = lambda leaves: sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-    return max(size(kept) - size(jax.tree.leaves(bound.shapes)), 0)
+
+    def size(count: int) -> int:
+        ids = jax.ShapeDtypeStruct((count, length), jnp.int32)
+        kept = jax.tree.leaves(jax.eval_shape(forward, bound.shapes, ids))
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in kept)
+
+    # What does not grow with the rows is parameters.
+    return rows * (size(2) - size(1))
 
 
 def config_file(candidate: Candidate, budget: FlopBudget, *, data: str = "data/text") -> str:
