@@ -36,7 +36,7 @@ class Collective:
       bytes: that a chip puts in (reduce, permute, all-to-all) or gets out (gather), in one execution.
       devices: in a group.
       times: executions in a step; 1 where the loop's trips are not known.
-      overlaps: whether other work was scheduled between its start and its end.
+      overlaps: whether other work was scheduled between its start and its end, or is done in one fusion with it.
       shapes: of the largest arrays, for people.
     """
 
@@ -119,10 +119,13 @@ def estimate(module: Module, names: set[str], bundles: Mapping[str, int] | None 
     for instruction, _, known in walk(module):
         times = 1 if known is None else known
         found.unknown_loops += instruction.opcode == "while" and module.trip_count(instruction) is None
-        kind = _collective(instruction)
-        if kind is not None:
+        exchange = _wrapped(module, instruction)
+        if exchange is not None:
             part, _ = owner(instruction)
-            found.collectives.append(_read_collective(module, instruction, kind, part, times, instruction.name in done))
+            hidden = exchange is not instruction or instruction.name in done
+            found.collectives.append(_read_collective(exchange, part, times, hidden))
+        elif instruction.name.startswith("async-collective"):
+            continue  # its end
         elif instruction.opcode == "custom-call" and '"tpu_custom_call"' in instruction.attributes:
             own = instruction.name.split(".")[0]  # is a scope, too
             part = next((each for each in [*scopes(instruction.op_name)][::-1] if each in names and each != own), OTHER)
@@ -157,25 +160,24 @@ def _shape(array: Array) -> str:
 def _collective(instruction: Instruction) -> str | None:
     """Its kind, of those that begin one: `all-reduce-start` counts, `all-reduce-done` does not."""
     name = instruction.opcode.removesuffix("-start")
-    if name in COLLECTIVES:
-        return name
-    if instruction.opcode in ("async-start", "fusion"):
-        head = instruction.name.removeprefix("async-").removeprefix("async_")
-        return next((kind for kind in COLLECTIVES if head.startswith(kind)), None)
+    return name if name in COLLECTIVES else None
+
+
+def _wrapped(module: Module, instruction: Instruction) -> Instruction | None:
+    """The exchange that an instruction begins: itself, or one in what it calls, as fusions with computation do it."""
+    if _collective(instruction) is not None:
+        return instruction
+    if instruction.opcode == "async-start" or instruction.name.startswith("async-collective-start"):
+        inner = module.computations[instruction.called["calls"]].instructions
+        return next((found for each in inner if (found := _wrapped(module, each)) is not None), None)
     return None
 
 
-def _read_collective(
-    module: Module, instruction: Instruction, kind: str, part: str, times: int, overlaps: bool
-) -> Collective:
-    inner = instruction
-    while inner.opcode in ("async-start", "fusion"):
-        computation = module.computations[inner.called["calls"]]
-        inner = next(each for each in computation.instructions if _collective(each) == kind)
-    arrays = inner.results
-    if inner.opcode.endswith("-start") and kind != "all-reduce":
+def _read_collective(exchange: Instruction, part: str, times: int, overlaps: bool) -> Collective:
+    kind, arrays = _collective(exchange), exchange.results
+    if exchange.opcode.endswith("-start") and kind != "all-reduce":
         arrays = arrays[len(arrays) // 2 :]  # operands and results in one tuple
-    devices = group_size(inner.attributes)
+    devices = group_size(exchange.attributes)
     size = sum(array.bytes for array in arrays) * (devices if kind == "reduce-scatter" else 1)
     largest = sorted(arrays, key=lambda array: -array.bytes)[:3]
     return Collective(kind, part, size, devices, times, overlaps, tuple(map(_shape, largest)))
