@@ -1,7 +1,7 @@
 """LayerNorm(x + dropout(branch)) in training on TPUs, as two Pallas kernels: each value is read and written once.
 
 XLA makes six to eight passes over the vectors of it, each waiting for a sum over the last axis. For BERT-base at 512
-tokens, by the TPU compiler's estimates for v5e, these passes took a third of a training step; see docs/pods.md.
+tokens, by the TPU compiler's estimates for v5e, these passes took a fifth of a training step.
 The noise is that of `kernels.noise`, drawn again in the backward pass; statistics are float32 and computed again.
 """
 
