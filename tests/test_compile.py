@@ -138,6 +138,19 @@ def test_a_step_for_a_slice(config, mesh):
 
 
 @pytest.mark.slow
+def test_a_forward_pass(config):
+    pytest.importorskip("libtpu")
+    done = run_command(["-m", "ctx_jax.cli", "compile", str(config), "--topology", "v5e:2x4", "--encode", "--json"])
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert found["memory"]["optimizer"] == 0
+    assert found["collectives"] == []
+    parts = found["estimated"]["cycles_by_part"]
+    assert parts["feed-forward"]["forward"] > 0
+    assert not any(part["backward"] for part in parts.values())
+
+
+@pytest.mark.slow
 def test_what_does_not_fit_says_by_how_much_and_what_helps(config):
     pytest.importorskip("libtpu")
     done = run_command(

@@ -42,6 +42,8 @@ def compile_(argv: Sequence[str]) -> int:
         """Chips to compile for: kind and shape, such as v5e:16x16, v5p:4x4x4, v6e:8x8."""
         rows_per_chip: int | None = None
         """Rows of a chip; the config's batch over all chips where it is not given."""
+        encode: bool = False
+        """The encoder's forward pass instead of the training step."""
         sweep: bool = False
         """Also try other meshes and remat policies, and say which is best."""
         json: bool = False
@@ -64,7 +66,7 @@ def compile_(argv: Sequence[str]) -> int:
 def _steps(command: object) -> "Iterator[Step]":
     from tqdm import tqdm
 
-    from ctx_jax.experiment.topology import DoesNotFitError, compile_step, topology_devices, with_rows
+    from ctx_jax.experiment.topology import DoesNotFitError, compile_for, topology_devices, with_rows
 
     work = []
     for topology in command.topology:
@@ -77,7 +79,7 @@ def _steps(command: object) -> "Iterator[Step]":
     bar = tqdm(work, desc="compiling", unit="program", disable=len(work) == 1 or command.json)
     for topology, experiment in bar:
         try:
-            yield compile_step(experiment, topology)
+            yield compile_for(experiment, topology, encode=command.encode)
         except DoesNotFitError as error:
             if not command.sweep:
                 raise

@@ -16,18 +16,21 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
 
 from ctx_jax.errors import InputError
 from ctx_jax.experiment.assembly import abstract_step
 from ctx_jax.experiment.config import Experiment
 from ctx_jax.experiment.cost import step_cost
+from ctx_jax.flops.architectures import encoder_cost, encoder_function
 from ctx_jax.flops.devices import CHIPS, Chip, Peak, named_peak, roofline
 from ctx_jax.hlo.estimate import Estimate, by_part, estimate
 from ctx_jax.hlo.kernels import clear_schedules, kernel_bundles, schedule_folder
 from ctx_jax.hlo.parts import all_scopes
 from ctx_jax.hlo.text import read_module
-from ctx_jax.sharding import batch_sharding, make_mesh, replicated, tree_shardings
+from ctx_jax.sharding import batch_sharding, bytes_per_device, make_mesh, replicated, tree_shardings
+from ctx_jax.train.step import TrainState
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Step:
-    """A training step on a topology.
+    """A training step on a topology, or a forward pass.
 
     Attributes:
       topology: name, such as `v5e:16x16`.
@@ -178,13 +181,16 @@ def topology_devices(name: str) -> tuple[Sequence[jax.Device], Chip]:
     return devices, CHIPS[kind]
 
 
-def compile_step(experiment: Experiment, topology: str, *, options: dict[str, Any] | None = None) -> Step:
-    """Compiles an experiment's very training step for a topology.
+def compile_for(
+    experiment: Experiment, topology: str, *, encode: bool = False, options: dict[str, Any] | None = None
+) -> Step:
+    """Compiles an experiment's very training step, or its encoder's forward pass, for a topology.
 
     Args:
       experiment: what would be run; its batch is that of all chips.
       topology: as libtpu names it.
-      options: of the compiler, instead of `COMPILER_OPTIONS`.
+      encode: the forward pass instead: ids to the last layer's vectors, parameters as the mesh divides them.
+      options: of the compiler.
 
     Raises:
       InputError: the topology or the mesh cannot be.
@@ -193,15 +199,8 @@ def compile_step(experiment: Experiment, topology: str, *, options: dict[str, An
     devices, chip = topology_devices(topology)
     schedules = schedule_folder()
     mesh, peak = make_mesh(experiment.mesh, devices), named_peak(chip.name)
-    step, (state, batch, arguments) = abstract_step(experiment)
-    shardings = tree_shardings(state, mesh)
-    put = lambda tree, places: jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, places
-    )
-    rows = batch_sharding(mesh)
+    jitted, args, state = (_forward if encode else _training)(experiment, mesh)
     with jax.set_mesh(mesh):
-        args = put(state, shardings), put(batch, jax.tree.map(lambda _: rows, batch)), put(arguments, replicated(mesh))
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
         traced = jitted.trace(*args)
         clear_schedules(schedules)
         begin = time.perf_counter()
@@ -212,11 +211,12 @@ def compile_step(experiment: Experiment, topology: str, *, options: dict[str, An
         seconds = time.perf_counter() - begin
     module = read_module(compiled.as_text())
     found = estimate(module, set(all_scopes(traced.jaxpr)), kernel_bundles(schedules))
-    cost = step_cost(experiment)
-    products = 3 * cost.matrix_flops / mesh.size
-    least = roofline(
-        cost.training_matrix_flops / mesh.size, cost.training_bytes / mesh.size, peak, experiment.model.dtype
-    )
+    if encode:
+        cost = encoder_cost(experiment.model, rows=experiment.batch_size, length=experiment.rows.length)
+        useful, all_of_it, moved = cost.matrix_flops, cost.matrix_flops, cost.bytes_moved
+    else:
+        cost = step_cost(experiment)
+        useful, all_of_it, moved = 3 * cost.matrix_flops, cost.training_matrix_flops, cost.training_bytes
     return Step(
         topology=topology,
         chips=mesh.size,
@@ -224,22 +224,46 @@ def compile_step(experiment: Experiment, topology: str, *, options: dict[str, An
         rows=experiment.batch_size / mesh.size,
         length=experiment.rows.length,
         compile_seconds=seconds,
-        memory=_memory(compiled.memory_analysis(), state, shardings, peak),
-        model_flops=products,
-        matrix_flops=cost.training_matrix_flops / mesh.size,
+        memory=_memory(compiled.memory_analysis(), state, peak),
+        model_flops=useful / mesh.size,
+        matrix_flops=all_of_it / mesh.size,
         estimate=found,
         chip=chip,
         peak=peak,
-        roofline_seconds=least.seconds,
+        roofline_seconds=roofline(all_of_it / mesh.size, moved / mesh.size, peak, experiment.model.dtype).seconds,
     )
 
 
-def _memory(analysis: Any, state: Any, shardings: Any, peak: Peak) -> Memory:
-    of = lambda tree, places: sum(
-        leaf.dtype.itemsize * _count(place.shard_shape(leaf.shape))
-        for leaf, place in zip(jax.tree.leaves(tree), jax.tree.leaves(places), strict=True)
+def _placed(tree: Any, places: Any) -> Any:
+    """Shapes of a tree with where each leaf lives, or all of them."""
+    if isinstance(places, NamedSharding):
+        places = jax.tree.map(lambda _: places, tree)
+    place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+    return jax.tree.map(place, tree, places)
+
+
+def _training(experiment: Experiment, mesh: Mesh) -> tuple[jax.stages.Wrapped, tuple[Any, ...], Any]:
+    """The step as `pretrain` jits it, its arguments, and the state among them."""
+    step, (state, batch, arguments) = abstract_step(experiment)
+    shardings = tree_shardings(state, mesh)
+    state = _placed(state, shardings)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    return jitted, (state, _placed(batch, batch_sharding(mesh)), _placed(arguments, replicated(mesh))), state
+
+
+def _forward(experiment: Experiment, mesh: Mesh) -> tuple[jax.stages.Wrapped, tuple[Any, ...], Any]:
+    """The encoder's forward pass, its arguments, and a state without an optimizer."""
+    function, (shapes, ids) = encoder_function(
+        experiment.model, rows=experiment.batch_size, length=experiment.rows.length
     )
-    parameters, optimizer = of(state.params, shardings.params), of(state.optimizer, shardings.optimizer)
+    params, rows = _placed(shapes, tree_shardings(shapes, mesh)), batch_sharding(mesh)
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+    return jax.jit(function, out_shardings=rows), (params, _placed(ids, rows)), TrainState(step, params, ())
+
+
+def _memory(analysis: Any, state: TrainState, peak: Peak) -> Memory:
+    of = lambda tree: bytes_per_device(tree, jax.tree.map(lambda leaf: leaf.sharding, tree))
+    parameters, optimizer = of(state.params), of(state.optimizer)
     arguments = analysis.argument_size_in_bytes
     fresh = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     return Memory(
@@ -251,13 +275,6 @@ def _memory(analysis: Any, state: Any, shardings: Any, peak: Peak) -> Memory:
         total=arguments + fresh + analysis.temp_size_in_bytes + analysis.generated_code_size_in_bytes,
         available=int(peak.memory_bytes),
     )
-
-
-def _count(shape: Sequence[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _refusal(experiment: Experiment, mesh: Mesh, text: str) -> Exception:
