@@ -1,4 +1,4 @@
-"""How kernels are divided over the mesh in context: XLA cannot divide them by itself."""
+"""How work is divided over the mesh in context: kernels, which XLA cannot divide by itself, and the rows of a device."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ def divides(rows: Any, heads: int = 0) -> bool:
     mesh = jax.sharding.get_abstract_mesh()
     over_rows, over_heads = (math.prod(mesh.shape[axis] for axis in some) for some in axes())
     return isinstance(rows, int) and rows % over_rows == 0 and heads % over_heads == 0
+
+
+def rows_of_a_device(rows: int) -> int:
+    """Of so many rows, on the mesh in context."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return -(-rows // math.prod(mesh.shape[axis] for axis in axes()[0]))
 
 
 def divided(call: Callable[..., Any], inputs: Sequence[str], outputs: Sequence[str]) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from ctx_jax.kernels.division import rows_of_a_device
 from ctx_jax.nn.linear import matmul
 
 FORGET_BIAS = 1.0
@@ -18,7 +19,8 @@ FORGET_BIAS = 1.0
 
 
 WORDS_AT_ONCE = 4096
-"""Words whose gates a forward pass has in memory at once: 268 MB at the original size. Gradients keep those of all."""
+"""Words whose gates a device has in memory at once in a forward pass: 268 MB at the original size. Gradients keep those
+of all."""
 
 
 class LSTMState(NamedTuple):
@@ -171,7 +173,10 @@ def _in_spans(
     """Runs as many steps at once as WORDS_AT_ONCE allows, span after span, and then what is left of them."""
     steps, rows = inputs[1].shape
     # A symbolic shape cannot be cut.
-    if not (isinstance(steps, int) and isinstance(rows, int)) or steps * rows <= WORDS_AT_ONCE:
+    if not (isinstance(steps, int) and isinstance(rows, int)):
+        return run(state, inputs)
+    rows = rows_of_a_device(rows)
+    if steps * rows <= WORDS_AT_ONCE:
         return run(state, inputs)
     span = max(WORDS_AT_ONCE // rows, 1)
     whole = steps // span * span

@@ -214,9 +214,10 @@ class BiLMObjective:
     ) -> tuple[list[tuple[Float[Array, "N P"], Int[Array, "N"]]], ElmoState]:
         """For each direction the last LSTM's output at every word, and the word that is asked for there."""
         windows = prepared.windows
-        rows = windows.lengths.shape[0]
-        # One pass of the character CNN for both directions.
-        both = jnp.concatenate([prepared.forward_characters, prepared.backward_characters])
+        length = windows.forward_ids.shape[1]
+        # One pass of the character CNN for both directions. They lie behind each other in their rows: rows are divided
+        # over devices, and would have to move if they were put together.
+        both = jnp.concatenate([prepared.forward_characters, prepared.backward_characters], axis=1)
         vectors = encoder.word_vectors(both)
         found, states = [], []
         for number, (lstms, state, targets) in enumerate(
@@ -226,7 +227,7 @@ class BiLMObjective:
             )
         ):
             own = fold(keys, number)
-            x = vectors[number * rows : (number + 1) * rows]
+            x = vectors[:, number * length : (number + 1) * length]
             outputs, after = encoder.run(lstms, x, windows.lengths, state, dropout_keys=own)
             hidden = dropout(outputs[-1], self.model.dropout, fold(own, self.model.num_layers))
             known = jnp.where(targets < self.model.vocab_size, targets, self.unknown)
