@@ -1,4 +1,4 @@
-"""How work is divided over the mesh in context: kernels, which XLA cannot divide by itself, and the rows of a device."""
+"""How work is divided over the mesh in context: kernels, which XLA cannot divide by itself, and a device's rows."""
 
 from __future__ import annotations
 
