@@ -12,31 +12,31 @@ PRODUCT = "product"
 """Name of what `remat="dots"` keeps for the backward pass: results of products, in the type of the computation."""
 
 
-def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
-    """Product of two matrices over one axis each, accumulated and returned in float32."""
-    return jax.lax.dot_general(a, b, (((contract[0],), (contract[1],)), ((), ())), preferred_element_type=jnp.float32)
+def _dot(a: Array, b: Array, contract: tuple[tuple[int, ...], tuple[int, ...]]) -> Array:
+    """Product over some axes of each, accumulated and returned in float32."""
+    return jax.lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=jnp.float32)
 
 
 @jax.custom_vjp
-def matmul(x: Float[Array, "N K"], w: Float[Array, "K M"]) -> Float[Array, "N M"]:
+def matmul(x: Float[Array, "*N K"], w: Float[Array, "K M"]) -> Float[Array, "*N M"]:
     """X @ w in x's type with a float32 sum; the result is float32.
 
     A product with a float32 result has float32 cotangents, which would pull its two backward products out of the
     bfloat16 units. Here the cotangent is cast to x's type first; the weight's gradient stays float32.
     """
-    return _dot(x, w.astype(x.dtype), (1, 0))
+    return _dot(x, w.astype(x.dtype), ((x.ndim - 1,), (0,)))
 
 
 def _matmul_forward(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
     # Not matmul: remat's "dots" must see a product here, and sees none inside a custom_vjp.
-    return _dot(x, w.astype(x.dtype), (1, 0)), (x, w)
+    return _dot(x, w.astype(x.dtype), ((x.ndim - 1,), (0,))), (x, w)
 
 
 def _matmul_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, w = residuals
-    dy = dy.astype(x.dtype)
-    dx = _dot(dy, w.astype(x.dtype), (1, 1)).astype(x.dtype)
-    return dx, _dot(x, dy, (0, 0)).astype(w.dtype)
+    dy, rows = dy.astype(x.dtype), tuple(range(x.ndim - 1))
+    dx = _dot(dy, w.astype(x.dtype), ((x.ndim - 1,), (1,))).astype(x.dtype)
+    return dx, _dot(x, dy, (rows, rows)).astype(w.dtype)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)

@@ -134,10 +134,9 @@ def _recur_backward(options, residuals, cotangents):
     shifted = lambda first, steps: jnp.concatenate([first[None], steps[:-1]])
     before = _anew(LSTMState(shifted(state.cell, trace.cells), shifted(state.hidden, trace.hiddens)), begins)
 
-    def dot(a: Array, b: Array, axes: tuple[int, int]) -> Array:
-        contract = ((axes[0],), (axes[1],))
+    def dot(a: Array, b: Array, axes: tuple[tuple[int, ...], tuple[int, ...]]) -> Array:
         a, b = a.astype(options.dtype), b.astype(options.dtype)
-        return jax.lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=jnp.float32)
+        return jax.lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=jnp.float32)
 
     weights = recurrent.astype(options.dtype), projection.astype(options.dtype)
 
@@ -150,18 +149,18 @@ def _recur_backward(options, residuals, cotangents):
             dprojected = jnp.where(jnp.abs(hidden) < options.projection_clip, dprojected, 0.0)
         forward = lambda gates, cell: _cell(gates, cell, options.cell_clip)
         (_, output), pull = jax.vjp(forward, gates.astype(jnp.float32), cell)
-        dgates, dcell = pull((jnp.where(alive, dnext.cell, 0.0), dot(dprojected, weights[1], (1, 1))))
+        dgates, dcell = pull((jnp.where(alive, dnext.cell, 0.0), dot(dprojected, weights[1], ((1,), (1,)))))
         dgates = jnp.where(alive, dgates, 0.0)
-        dbefore = dot(dgates, weights[0], (1, 1))
+        dbefore = dot(dgates, weights[0], ((1,), (1,)))
         # A row that had ended handed its state on as it was.
         dstate = LSTMState(jnp.where(alive, dcell, dnext.cell), jnp.where(alive, dbefore, dhidden))
         return _anew(dstate, begins), (dgates, output.astype(options.dtype), dprojected)
 
     inputs = (dhiddens, trace.gates, before.cell, trace.hiddens, alive, begins)
     dfirst, (dgates, outputs, dprojected) = jax.lax.scan(step, dlast, inputs, reverse=True, unroll=options.unroll)
-    rows = lambda x: x.reshape(-1, x.shape[-1])
-    drecurrent = dot(rows(before.hidden), rows(dgates), (0, 0))
-    return dgates, None, None, dfirst, drecurrent, dot(rows(outputs), rows(dprojected), (0, 0))
+    all_steps = ((0, 1), (0, 1))
+    drecurrent = dot(before.hidden, dgates, all_steps)
+    return dgates, None, None, dfirst, drecurrent, dot(outputs, dprojected, all_steps)
 
 
 _recur.defvjp(_recur_forward, _recur_backward)
@@ -249,8 +248,8 @@ class ProjectedLSTM(nnx.Module):
             """Some steps: their products with W are one, which costs memory."""
             x, alive, begins = inputs
             with jax.named_scope("input products"):
-                gates = matmul(x.reshape(-1, x.shape[2]), matrix(self.input_kernel)) + self.bias[...].reshape(1, -1)
-                gates = gates.reshape(*alive.shape, -1)
+                # Steps and rows stay apart: rows may be divided over devices, which know no part of their product.
+                gates = matmul(x, matrix(self.input_kernel)) + self.bias[...].reshape(1, 1, -1)
             with jax.named_scope("recurrence"):
                 hidden, state = _recur(
                     options, gates, alive, begins, state, matrix(self.recurrent_kernel), self.projection[...]
