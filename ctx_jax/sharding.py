@@ -65,9 +65,14 @@ def make_mesh(shape: MeshShape = MeshShape(), devices: Sequence[jax.Device] | No
         sizes[sizes.index(-1)] = max(len(devices) // math.prod(s for s in sizes if s != -1), 1)
     if math.prod(sizes) != len(devices):
         raise InputError(f"mesh data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]} does not fit {len(devices)} devices")
-    return jax.make_mesh(
-        tuple(sizes), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=list(devices)
-    )
+    names, kinds = ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3
+    try:
+        return jax.make_mesh(tuple(sizes), names, axis_types=kinds, devices=list(devices))
+    except NotImplementedError as error:  # TPUs are a torus, whose sides an axis takes whole
+        sides = "sizes that are products of the sides of the chips' torus"
+        raise InputError(
+            f"mesh data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]}: expected {sides} ({error})"
+        ) from error
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -138,6 +138,15 @@ def test_a_step_for_a_slice(config, mesh):
 
 
 @pytest.mark.slow
+def test_a_mesh_that_the_torus_cannot_be_cut_into(config):
+    pytest.importorskip("libtpu")
+    sizes = ["--mesh.fsdp", "16", "--rows-per-chip", "8"]
+    done = run_command(["-m", "ctx_jax.cli", "compile", str(config), "--topology", "v6e:8x8", *sizes])
+    assert done.returncode == 2
+    assert "mesh data=4 fsdp=16 tensor=1: expected products of the sides of the chips' torus" in done.stderr
+
+
+@pytest.mark.slow
 def test_a_forward_pass(config):
     pytest.importorskip("libtpu")
     done = run_command(["-m", "ctx_jax.cli", "compile", str(config), "--topology", "v5e:2x4", "--encode", "--json"])
