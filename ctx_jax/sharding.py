@@ -69,10 +69,8 @@ def make_mesh(shape: MeshShape = MeshShape(), devices: Sequence[jax.Device] | No
     try:
         return jax.make_mesh(tuple(sizes), names, axis_types=kinds, devices=list(devices))
     except NotImplementedError as error:  # TPUs are a torus, whose sides an axis takes whole
-        sides = "sizes that are products of the sides of the chips' torus"
-        raise InputError(
-            f"mesh data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]}: expected {sides} ({error})"
-        ) from error
+        found = " ".join(f"{axis}={size}" for axis, size in zip(names, sizes, strict=True))
+        raise InputError(f"mesh {found}: expected products of the sides of the chips' torus; {error}") from error
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
