@@ -66,7 +66,7 @@ def compile_(argv: Sequence[str]) -> int:
 def _steps(command: object) -> "Iterator[Step]":
     from tqdm import tqdm
 
-    from ctx_jax.experiment.topology import DoesNotFitError, compile_for, topology_devices, with_rows
+    from ctx_jax.experiment.topology import compile_for, topology_devices, with_rows
 
     work = []
     for topology in command.topology:
@@ -80,7 +80,7 @@ def _steps(command: object) -> "Iterator[Step]":
     for topology, experiment in bar:
         try:
             yield compile_for(experiment, topology, encode=command.encode)
-        except DoesNotFitError as error:
+        except InputError as error:  # does not fit, or cannot be cut so
             if not command.sweep:
                 raise
             bar.write(f"{_label(experiment)}: {error}")
