@@ -87,7 +87,8 @@ class Task:
 class Geometry:
     """The shape of each layer's space over a corpus; every list has L + 1 values, layer 0 first.
 
-    `raw` and `adjusted` of self-similarity, intra-sentence similarity: less the anisotropy (Ethayarajh 2019, section 4).
+    All are raw. Adjusted ones are less the anisotropy of their layer, `explained_uncentred` less `explained_anisotropy`
+    (Ethayarajh 2019, section 4).
 
     Attributes:
       corpus: name.
