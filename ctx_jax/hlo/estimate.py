@@ -22,8 +22,8 @@ from ctx_jax.hlo.parts import OTHER, owner_of, scopes
 from ctx_jax.hlo.text import Array, Instruction, Module, walk
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
-UNESTIMATED = ("fusion", "gather", "scatter", "sort", "convolution", "dot")
-"""Operations that take time even where the compiler says nothing of them."""
+UNESTIMATED = ("fusion", "gather", "scatter", "sort", "convolution", "dot", "call-done")
+"""Operations that take time even where the compiler says nothing of them; `call-done` ends what sparse cores did."""
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,16 @@ from ctx_jax.errors import InputError
 
 BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0}
 """Widths in memory of the types whose name does not end in it."""
+NO_ESTIMATE = 2**63 - 1
+"""What stands in place of cycles where sparse cores work."""
 
 _SHAPE = re.compile(r"([a-z][a-z0-9]*)\[([0-9,]*)\]")
 _NAME = re.compile(r"%([\w.\-]+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(-?\d+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%([\w.\-]+)")
+_END = re.compile(r'\}(, execution_thread="\w+")?')
+"""Of a computation; what v5p and v6e hand to their sparse cores says so."""
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
@@ -61,9 +65,9 @@ class Instruction:
 
     @property
     def cycles(self) -> int | None:
-        """The compiler's estimate; None where it made none."""
+        """The compiler's estimate; None where it made none: it says nothing, -1, or the largest number there is."""
         found = _CYCLES.search(self.attributes)
-        return None if found is None or int(found[1]) < 0 else int(found[1])
+        return None if found is None or not 0 <= int(found[1]) < NO_ESTIMATE else int(found[1])
 
     @property
     def op_name(self) -> str:
@@ -201,7 +205,7 @@ def read_module(text: str) -> Module:
                 here = Computation(head[2])
                 computations[here.name] = here
                 entry = here if head[1] else entry
-        elif line == "}":
+        elif _END.fullmatch(line):
             here = None
         elif " = " in line:
             try:
@@ -217,7 +221,7 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
     """Lines with their numbers; what a line break within an attribute cut off is put back."""
     number, whole = 0, ""
     for place, line in enumerate(text.splitlines(), 1):
-        if number and line and not line[0].isspace() and line != "}" and whole.startswith("  "):
+        if number and line and not line[0].isspace() and not _END.fullmatch(line) and whole.startswith("  "):
             whole += line
             continue
         if number:

@@ -46,9 +46,10 @@ def test_what_the_compiler_says_nothing_of_counts_by_bytes():
     lines = [
         line("gather_fusion.3", "fusion", "input", None, ", calls=%add", "bf16[100,8]"),
         line("sort.1", "sort", "input"),
+        line("offload.2", "call-done", "input", shape="s32[16]"),
     ]
     found = estimate(module(lines), {"input"})
-    assert found.unestimated == {("other", "gather_fusion"): 3200, ("input", "sort"): 64}
+    assert found.unestimated == {("other", "gather_fusion"): 3200, ("input", "sort"): 64, ("input", "offload"): 128}
     assert found.compute_cycles == 0
 
 

@@ -66,6 +66,27 @@ def test_a_module_of_the_tpu_compiler():
     assert seen["loop"][0].results == (Array("s32", ()), Array("f32", (8,)))
 
 
+def test_a_computation_of_the_sparse_cores():
+    """It ends in its own way, and its cycles are no estimate; what stands behind it is read as before."""
+    cycles = 'backend_config={"estimated_cycles":"9223372036854775807"}'
+    lines = [
+        "HloModule m",
+        "",
+        "%offload (q: f32[8]) -> f32[8] {",
+        "  %q = f32[8]{0:T(128)} parameter(0)",
+        f"  ROOT %gather_fusion = f32[8]{{0:T(128)}} fusion(%q), kind=kCustom, calls=%inside, {cycles}",
+        '}, execution_thread="sparsecore"',
+        "",
+    ]
+    module = read_module("\n".join(lines) + TPU.split("\n", 1)[1])
+    assert list(module.computations) == ["offload", "inside", "body", "condition", "main"]
+    assert [(i.name, i.cycles) for i in module.computations["offload"].instructions] == [
+        ("q", None),
+        ("gather_fusion", None),
+    ]
+    assert len(list(walk(module))) == len(list(walk(read_module(TPU))))
+
+
 @pytest.mark.parametrize(
     ("dtype", "shape", "size"),
     [("f32", (3, 5), 60), ("bf16", (7,), 14), ("pred", (9,), 9), ("s4", (6,), 3), ("u64", (), 8)],
