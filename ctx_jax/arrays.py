@@ -89,6 +89,8 @@ class Representations(NamedTuple):
       word_ids: the word of its row that a token belongs to, -1 at special tokens and padding; None like `tokens`.
       num_words: how many words each row has, those without a token counted; None like `tokens`.
       texts: index of the text that a row comes from, where long texts were split; None like `tokens`.
+      first_words: of each row, which word of its text it counts as 0: later rows of a split text begin further on; None
+        like `tokens`.
       numbers: of `layers`, where only some were asked for; the last of all is `last` only if it is one of them.
     """
 
@@ -99,6 +101,7 @@ class Representations(NamedTuple):
     word_ids: Int[np.ndarray, "B T"] | None = None
     num_words: tuple[int, ...] | None = None
     texts: tuple[int, ...] | None = None
+    first_words: tuple[int, ...] | None = None
     numbers: tuple[int, ...] | None = None
 
     def layer(self, layer: int) -> Float[Array, "B T D"]:

@@ -291,6 +291,11 @@ class Encoder(abc.ABC):
             if future is not None:
                 yield future.result(), done
 
+    @property
+    @abc.abstractmethod
+    def width(self) -> int:
+        """D of the vectors."""
+
     @abc.abstractmethod
     def _prepare(self, texts: Sequence[Text], ask: Ask) -> Any:
         """What the host does: text to rows."""

@@ -89,6 +89,11 @@ class BertEncoder(Encoder):
 
         self._forward, self._predict, self._logits = forward, predict, logits
 
+    @property
+    def width(self) -> int:
+        """D, the hidden size."""
+        return self.config.hidden_size
+
     def warm_up(
         self,
         max_length: int | None = None,
@@ -284,7 +289,10 @@ class BertEncoder(Encoder):
         texts, rows = prepared
         length = max(len(row.input_ids) for row in rows)
         encoded = self._tokens(list(map(_row, rows)), length, ask, done)
-        word_ids = [_own_words(row) for row in rows]
+        first_words = tuple(map(_first_word, rows))
+        word_ids = [
+            np.where(row.words >= 0, row.words - first, -1) for row, first in zip(rows, first_words, strict=True)
+        ]
         counts = [
             len(texts[row.text]) if not isinstance(texts[row.text], str) and row.start == 0 else int(ids.max()) + 1
             for row, ids in zip(rows, word_ids, strict=True)
@@ -294,17 +302,18 @@ class BertEncoder(Encoder):
             word_ids=_padded(word_ids, length, -1),
             num_words=tuple(counts),
             texts=tuple(row.text for row in rows),
+            first_words=first_words,
         )
 
     def _pooled(self, prepared: _Prepared, ask: Ask, done: Callable[[int], object]) -> Float[np.ndarray, "K B D"]:
-        found = np.empty((len(ask.chosen), len(prepared.rows), self.config.hidden_size), np.float32)
+        found = np.empty((len(ask.chosen), len(prepared.rows), self.width), np.float32)
         for batch, vectors in self._batches(list(map(_row, prepared.rows)), ask):
             found[:, batch.texts] = vectors[:, batch.rows, batch.slots]
             done(len(batch.texts))
         return found
 
     def _tokens(self, rows: Sequence[_Row], length: int, ask: Ask, done: Callable[[int], object]) -> Representations:
-        layers = np.zeros((len(ask.chosen), len(rows), length, self.config.hidden_size), np.float32)
+        layers = np.zeros((len(ask.chosen), len(rows), length, self.width), np.float32)
         for batch, vectors in self._batches(rows, ask):
             for text, row, start in zip(batch.texts, batch.rows, batch.starts, strict=True):
                 size = len(rows[text].input_ids)
@@ -416,8 +425,7 @@ def _padded(rows: Sequence[np.ndarray], length: int, fill: int) -> Int[np.ndarra
     return result
 
 
-def _own_words(row: Inputs) -> np.ndarray:
-    """Word indices of a row; in a later row of a split text counted from that row's first word."""
-    words = row.words
-    first = words[words >= 0].min() if row.start and (words >= 0).any() else 0
-    return np.where(words >= 0, words - first, -1)
+def _first_word(row: Inputs) -> int:
+    """The word from which a row counts: in a later row of a split text its own first."""
+    words = row.words[row.words >= 0]
+    return int(words.min()) if row.start and len(words) else 0

@@ -78,6 +78,11 @@ class ElmoEncoder(Encoder):
 
         self._words, self._contextualise = words, contextualise
 
+    @property
+    def width(self) -> int:
+        """D: both directions."""
+        return 2 * self.config.projection_dim
+
     def encode_on(
         self, sentences: Sequence[Text], state: ElmoState | None = None, *, layers: Layers = "all"
     ) -> tuple[Representations, ElmoState]:
@@ -180,8 +185,7 @@ class ElmoEncoder(Encoder):
         return _Rows(vectors, lengths, begins)
 
     def _empty(self, texts: Sequence[Sequence[str]], ask: Ask) -> Float[np.ndarray, "K B T D"]:
-        width = 2 * self.config.projection_dim
-        return np.zeros((len(ask.chosen), len(texts), max(map(len, texts)), width), np.float32)
+        return np.zeros((len(ask.chosen), len(texts), max(map(len, texts)), self.width), np.float32)
 
     def _representations(self, texts: Sequence[Sequence[str]], layers: np.ndarray, ask: Ask) -> Representations:
         lengths = np.array([len(words) for words in texts])
@@ -196,6 +200,7 @@ class ElmoEncoder(Encoder):
             word_ids=np.where(mask, place[None, :], -1),
             num_words=tuple(lengths.tolist()),
             texts=tuple(range(len(texts))),
+            first_words=(0,) * len(texts),
             numbers=None if ask.layers in ("all", "last") else ask.chosen,
         )
 

@@ -81,7 +81,7 @@ def write_shards(
         if twice := [column for column in columns if columns.count(column) > 1]:
             raise InputError(f"layers: found {twice[0]} twice, expected each once, as columns have names")
     about = {
-        "model": _fingerprint(encoder),
+        "model": fingerprint(encoder),
         "layers": layers if isinstance(layers, str) else list(layers),
         "pool": pool,
         "on_too_long": on_too_long,
@@ -185,7 +185,7 @@ def _note(folder: pathlib.Path, about: dict[str, Any], shards: dict[str, str]) -
         file.write((json.dumps({**about, "shards": shards}, indent=2) + "\n").encode())
 
 
-def _fingerprint(encoder: Encoder) -> str:
+def fingerprint(encoder: Encoder) -> str:
     """Of the configuration and a thousand values of every leaf: other weights are another model."""
     found = hashlib.sha256(repr(encoder.config).encode())
     for path, leaf in flat_paths(encoder.params).items():

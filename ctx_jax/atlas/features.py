@@ -1,0 +1,120 @@
+"""Vectors of all words of a corpus at every layer: computed once, kept on disk, whatever is asked of them later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ctx_jax.arrays import Representations
+from ctx_jax.atlas.cache import Cache, text_hash
+from ctx_jax.atlas.records import Words
+from ctx_jax.encoder.base import Encoder
+from ctx_jax.encoder.shards import fingerprint
+from ctx_jax.errors import InputError
+from ctx_jax.flops.architectures import longest
+
+WINDOW_BYTES = 128 << 20
+"""Of the vectors of sub-words that are in memory at once."""
+STRIDE = 64
+"""Tokens by which the parts of a sentence overlap that is longer than the model takes."""
+
+
+class Features(NamedTuple):
+    """Vectors of words; those of a sentence lie together.
+
+    Attributes:
+      vectors: word by word, so that what a probe reads of a word is one piece of the disk.
+      starts: sentence s has words starts[s] to starts[s + 1].
+    """
+
+    vectors: Float[np.ndarray, "N L D"]
+    starts: Int[np.ndarray, "S+1"]
+
+    @property
+    def num_layers(self) -> int:
+        """Layer 0 counted."""
+        return self.vectors.shape[1]
+
+    def layers(self) -> Float[np.ndarray, "L N D"]:
+        """Layer by layer, not copied."""
+        return self.vectors.transpose(1, 0, 2)
+
+
+def word_features(
+    encoder: Encoder,
+    sentences: Sequence[Words],
+    cache: Cache,
+    *,
+    dtype: str = "float16",
+    done: Callable[[int], object] = lambda count: None,
+) -> Features:
+    """The mean over a word's sub-words, at every layer; zeros for a word that has none.
+
+    Args:
+      encoder: of words.
+      sentences: words of each.
+      cache: where they are kept.
+      dtype: on the disk: "float16", which changes no score that was looked at, or "float32".
+      done: is told how many sentences were done.
+
+    Raises:
+      InputError: a value does not fit into float16, or a sentence cannot be encoded.
+    """
+    if dtype not in ("float16", "float32"):
+        raise InputError(f"dtype: found {dtype!r}, expected 'float16' or 'float32'")
+    most = longest(encoder.config)
+    stride = 0 if most is None else min(STRIDE, most // 4)
+    starts = np.concatenate([[0], np.cumsum([len(words) for words in sentences])])
+    shape = (int(starts[-1]), encoder.config.num_layers + 1, encoder.width)
+    key = {"what": "words", "model": fingerprint(encoder), "texts": text_hash(sentences), "dtype": dtype}
+
+    def fill(vectors: np.ndarray) -> None:
+        limit = float(np.finfo(np.dtype(dtype)).max)
+        for numbers in windows(encoder, sentences):
+            texts = [list(sentences[number]) for number in numbers]
+            found = encoder.encode(texts, layers="all", on_too_long="split", stride=stride)
+            for number, means in zip(numbers, word_means(found, [len(words) for words in texts]), strict=True):
+                if np.abs(means).max(initial=0) > limit:
+                    raise InputError(
+                        f"sentence {number}: found {np.abs(means).max():.3g}, more than float16 holds; expected float32"
+                    )
+                vectors[starts[number] : starts[number + 1]] = means
+            done(len(numbers))
+
+    return Features(cache.array(key, shape, np.dtype(dtype), fill), starts)
+
+
+def windows(encoder: Encoder, sentences: Sequence[Words]) -> Iterator[Int[np.ndarray, "W"]]:
+    """Numbers of sentences, those of about a length together, so many that their vectors fit into memory."""
+    lengths = np.array([len(words) for words in sentences])
+    order = np.argsort(-lengths, kind="stable")
+    order = order[lengths[order] > 0]
+    # A word is about a sub-word and a half, and there are special ones.
+    size = (lengths[order] * 1.5 + 2) * (encoder.config.num_layers + 1) * encoder.width * 4
+    begin = 0
+    while begin < len(order):
+        count = max(int(WINDOW_BYTES / size[begin]), 1)  # the longest comes first
+        yield order[begin : begin + count]
+        begin += count
+
+
+def word_means(found: Representations, counts: Sequence[int]) -> list[Float[np.ndarray, "W L D"]]:
+    """Of each text of words; where it was split, over all the rows that hold a part of it."""
+    layers, width = len(found.layers), found.layers.shape[-1]
+    sums = [np.zeros((count, layers, width), np.float32) for count in counts]
+    tokens = [np.zeros(count, np.int32) for count in counts]
+    for row, text in enumerate(found.texts):
+        inside = np.flatnonzero(found.word_ids[row] >= 0)
+        if not len(inside):
+            continue
+        words, begins = np.unique(found.word_ids[row][inside], return_index=True)
+        words += found.first_words[row]
+        vectors = found.layers[:, row, inside[0] : inside[-1] + 1]
+        if len(inside) != vectors.shape[1]:
+            vectors = found.layers[:, row, inside]
+        sums[text][words] += np.add.reduceat(vectors, begins, axis=1).transpose(1, 0, 2)
+        tokens[text][words] += np.diff([*begins, len(inside)])
+    return [total / np.maximum(count, 1)[:, None, None] for total, count in zip(sums, tokens, strict=True)]

@@ -1,0 +1,1 @@
+"""Small models that are asked what a layer knows, all layers and seeds of a task at once."""

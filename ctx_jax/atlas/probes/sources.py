@@ -1,0 +1,88 @@
+"""Examples of a task from vectors on the disk, a piece at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ctx_jax.atlas.features import Features
+from ctx_jax.atlas.probes.training import Examples
+
+PIECE = 4096
+"""Examples that are in memory, and shuffled among each other, at once."""
+RUN = 64
+"""Examples that lie together on the disk and stay together when pieces are drawn."""
+
+
+class SpanSource:
+    """Vectors of spans, or of pairs of them, with their classes; a span's vector is the mean of its words'."""
+
+    def __init__(
+        self,
+        features: Features,
+        spans: tuple[Int[np.ndarray, "N 2"], ...],
+        classes: Int[np.ndarray, "N"],
+        size: int = PIECE,
+    ):
+        """
+        Args:
+          features: of all the sentences.
+          spans: the first ones, and the second where there are any, words counted over all sentences.
+          classes: what is to be said.
+          size: of a piece. How examples are shuffled depends on it.
+        """
+        self.features, self.classes = features, np.asarray(classes, np.int32)
+        self.spans = spans
+        # Few sizes, as each is compiled for.
+        self.size = min(size, max(1 << (len(self.classes) - 1).bit_length(), RUN))
+
+    def some(self, examples: Int[np.ndarray, "P"]) -> SpanSource:
+        """A part of it, in the order of the whole."""
+        examples = np.sort(examples)
+        return SpanSource(self.features, tuple(span[examples] for span in self.spans), self.classes[examples])
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def counts(self) -> list[int]:
+        """Examples of each piece."""
+        return [min(self.size, len(self) - begin) for begin in range(0, len(self), self.size)]
+
+    def pieces(self, rng: np.random.Generator | None = None) -> Iterator[Examples]:
+        """All examples, a fixed number at a time."""
+        order = np.arange(len(self.classes))
+        if rng is not None:
+            runs = [order[begin : begin + RUN] for begin in range(0, len(order), RUN)]
+            order = np.concatenate([runs[number] for number in rng.permutation(len(runs))])
+        for begin in range(0, len(order), self.size):
+            some = order[begin : begin + self.size]
+            yield Examples(
+                tuple(self._filled(self.vectors(span[some])) for span in self.spans),
+                self._filled(self.classes[some]),
+                self._filled(np.ones(len(some), np.float32)),
+            )
+
+    def vectors(self, spans: Int[np.ndarray, "P 2"]) -> Float[np.ndarray, "P L D"]:
+        """Means over words."""
+        lengths = spans[:, 1] - spans[:, 0]
+        if (lengths == 1).all():
+            return self.features.vectors[spans[:, 0]]
+        begins = np.cumsum(lengths) - lengths
+        words = np.repeat(spans[:, 0] - begins, lengths) + np.arange(lengths.sum())
+        result = np.empty((len(spans), *self.features.vectors.shape[1:]), self.features.vectors.dtype)
+        # Many words a span: not all at once.
+        for begin in range(0, len(spans), RUN):
+            end = min(begin + RUN, len(spans))
+            first, last = begins[begin], begins[end - 1] + lengths[end - 1]
+            sums = np.add.reduceat(
+                self.features.vectors[words[first:last]].astype(np.float32), begins[begin:end] - first, axis=0
+            )
+            result[begin:end] = sums / lengths[begin:end, None, None]
+        return result
+
+    def _filled(self, array: np.ndarray) -> np.ndarray:
+        if len(array) == self.size:
+            return array
+        return np.concatenate([array, np.zeros((self.size - len(array), *array.shape[1:]), array.dtype)])

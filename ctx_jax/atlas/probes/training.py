@@ -1,0 +1,331 @@
+"""Trains the probes of a task together: one for each layer and seed, in one compiled loop.
+
+Every probe sees the examples in an order of its seed, and keeps the parameters of its best epoch on held-out examples.
+What a probe learns does not depend on who is trained beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
+
+from ctx_jax.errors import InputError
+from ctx_jax.nn.parameters import Params
+from ctx_jax.train.optimizer import Optimizer
+from ctx_jax.train.schedules import Schedule
+
+ADAM = Optimizer("adamw", Schedule("constant", 1.0), weight_decay=0.0, clip_norm=math.inf)
+"""Its updates are taken times the step's learning rate."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How probes are trained.
+
+    Attributes:
+      epochs: over the training examples.
+      batch_size: examples of a step.
+      learning_rate: Adam's; it falls to 0 over the training, in a line.
+      seeds: probes of each layer, with another start and another order each.
+    """
+
+    epochs: int = 8
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    seeds: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "seeds"):
+            if getattr(self, name) < 1:
+                raise InputError(f"Training.{name}: found {getattr(self, name)}, expected at least 1")
+
+
+class Examples(NamedTuple):
+    """Some of a task's examples.
+
+    Attributes:
+      features: tree of arrays [P, L, …].
+      targets: tree of arrays [P, …].
+      weights: 1, or 0 at places that nothing fills.
+    """
+
+    features: Any
+    targets: Any
+    weights: Float[Array, "P"]
+
+
+class Source(Protocol):
+    """Where examples come from, in pieces of few shapes, so that few programs serve them all."""
+
+    def __len__(self) -> int:
+        """Examples, what fills the last piece up not counted."""
+
+    def counts(self) -> list[int]:
+        """Examples of each piece."""
+
+    def pieces(self, rng: np.random.Generator | None = None) -> Iterator[Examples]:
+        """All examples; with `rng` in pieces that are drawn anew."""
+
+
+class Probe(Protocol):
+    """A probe as a value: it is hashable, and its parameters are apart."""
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        """Of one probe."""
+
+    def losses(self, params: Params, features: Any, targets: Any) -> Float[Array, "B"]:
+        """Of one probe on one layer, features [B, …]."""
+
+    def predict(self, params: Params, features: Any) -> Any:
+        """What is scored."""
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A probe on a mix of layers, Σ softmax(s)ₗ hₗ over those allowed (Tenney et al. 2019, section 3.2); γ is left to
+    the probe, whose first product has it.
+
+    Attributes:
+      probe: what reads the mix.
+      num_layers: L + 1.
+    """
+
+    probe: Any
+    num_layers: int
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        """Begins as the mean."""
+        return {"mix": jnp.zeros(self.num_layers), "probe": self.probe.init(key)}
+
+    def shares(self, params: Params, allowed: Bool[Array, "L"]) -> Float[Array, "L"]:
+        """Of each layer."""
+        return jax.nn.softmax(jnp.where(allowed, params["mix"], -jnp.inf))
+
+    def mixed(self, params: Params, features: Any, allowed: Bool[Array, "L"]) -> Any:
+        """[L, B, …] to [B, …]."""
+        shares = self.shares(params, allowed)
+        return jax.tree.map(lambda x: jnp.einsum("l,lb...->b...", shares, x, precision="highest"), features)
+
+
+class Fitted(NamedTuple):
+    """Probes that were trained.
+
+    Attributes:
+      probe: the kind; a `Mixed` one where layers were mixed.
+      params: leaves [S, M, …]: seeds, then members, a layer or a mix each.
+      mean: of the features, of each layer.
+      scale: one over their standard deviations.
+      allowed: [M, L], the layers of each mix; None where each member has its own layer.
+      loss: [S, M] held-out loss of the best epoch.
+    """
+
+    probe: Any
+    params: Params
+    mean: Any
+    scale: Any
+    allowed: Bool[Array, "M L"] | None
+    loss: Float[np.ndarray, "S M"]
+
+
+def fit(
+    probe: Any,
+    train: Source,
+    held_out: Source,
+    training: Training,
+    key: Key[Array, ""],
+    *,
+    allowed: Bool[np.ndarray, "M L"] | None = None,
+    done: Callable[[int], object] = lambda count: None,
+) -> Fitted:
+    """Trains a probe for each layer and seed, or for each mix of layers and seed.
+
+    Features are shifted and scaled first, each dimension of each layer to mean 0 and deviation 1 over the training
+    examples: layers differ a hundredfold in size, and one learning rate must do for all. A linear probe can say the
+    same as without.
+
+    Args:
+      probe: see `Probe`.
+      train: examples to learn from.
+      held_out: to choose the epoch by.
+      training: see there.
+      key: of what is random.
+      allowed: layers that each mix may use; None trains a probe for each layer.
+      done: is told of each epoch.
+    """
+    if not len(train) or not len(held_out):
+        raise InputError(f"probe: found {len(train)} examples and {len(held_out)} held out, expected some of each")
+    mean, scale = standardisation(train)
+    num_layers = jax.tree.leaves(mean)[0].shape[0]
+    if allowed is not None:
+        probe, allowed = Mixed(probe, num_layers), jnp.asarray(allowed)
+    members = num_layers if allowed is None else len(allowed)
+    # A layer's first parameters are drawn from the seed alone.
+    keys = jax.random.split(key, training.seeds)
+    params = jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], members, axis=1), jax.vmap(probe.init)(keys))
+    total = training.epochs * sum(_steps(count, training.batch_size) for count in train.counts())
+    state, taken = ADAM.build().init(params), 0
+    best, best_loss = jax.tree.map(jnp.copy, params), np.full((training.seeds, members), np.inf)
+    for epoch in range(training.epochs):
+        rng = np.random.default_rng([*np.asarray(jax.random.key_data(key)).ravel().tolist(), epoch])
+        for piece in train.pieces(rng):
+            order, steps = _orders(rng, piece, training)
+            schedule = np.float32(training.learning_rate), np.float32(taken), np.float32(total)
+            params, state = _run(probe, params, state, piece, order, steps, schedule, mean, scale, allowed)
+            taken += steps
+        loss = mean_loss(Fitted(probe, params, mean, scale, allowed, best_loss), held_out)
+        better = loss < best_loss
+        best = _choose(jnp.asarray(better), params, best)
+        best_loss = np.where(better, loss, best_loss)
+        done(1)
+    return Fitted(probe, best, mean, scale, allowed, best_loss)
+
+
+def predict(fitted: Fitted, source: Source) -> Iterator[Any]:
+    """What every probe says, a piece of the source at a time: leaves [S, M, P, …] on the host."""
+    for piece in source.pieces():
+        filled = np.flatnonzero(np.asarray(piece.weights))
+        found = _predict(fitted.probe, fitted.params, piece.features, fitted.mean, fitted.scale, fitted.allowed)
+        yield jax.tree.map(lambda leaf, filled=filled: np.asarray(leaf)[:, :, filled], found)
+
+
+def mean_loss(fitted: Fitted, source: Source) -> Float[np.ndarray, "S M"]:
+    """Mean loss of every probe, in nats."""
+    total, count = 0.0, 0.0
+    for piece in source.pieces():
+        summed = _summed_losses(fitted.probe, fitted.params, piece, fitted.mean, fitted.scale, fitted.allowed)
+        total = total + np.asarray(summed, np.float64)
+        count += float(np.asarray(piece.weights).sum())
+    return total / count
+
+
+def standardisation(source: Source) -> tuple[Any, Any]:
+    """Mean and one over the deviation of each layer's features, over all examples: leaves [L, …, D].
+
+    Of features with more axes between the layer's and the last all but the last are taken together, and what is zero
+    throughout, padding, is left out.
+    """
+    sums: Any = None
+    for piece in source.pieces():
+        found = jax.tree.map(_moments, piece.features)
+        sums = found if sums is None else jax.tree.map(lambda a, b: a + b, sums, found)
+
+    def mean(leaf: np.ndarray) -> np.ndarray:
+        return leaf[:, 1 : (leaf.shape[1] + 1) // 2] / np.maximum(leaf[:, :1], 1)
+
+    def scale(leaf: np.ndarray) -> Array:
+        squares = leaf[:, (leaf.shape[1] + 1) // 2 :] / np.maximum(leaf[:, :1], 1)
+        deviation = np.sqrt(np.maximum(squares - mean(leaf) ** 2, 0))
+        # A dimension that says nothing stays so.
+        used = deviation > 1e-6 * np.sqrt(squares.max(initial=0))
+        return jnp.asarray(np.where(used, 1 / np.where(used, deviation, 1), 0), jnp.float32)
+
+    return jax.tree.map(lambda leaf: jnp.asarray(mean(leaf), jnp.float32), sums), jax.tree.map(scale, sums)
+
+
+def _moments(leaf: np.ndarray) -> np.ndarray:
+    """[L, 1 + 2D]: count, sum, sum of squares."""
+    result = []
+    for layer in range(leaf.shape[1]):
+        rows = np.asarray(leaf[:, layer]).reshape(-1, leaf.shape[-1]).astype(np.float64)
+        present = (rows != 0).any(1).sum()
+        result.append(np.concatenate([[present], rows.sum(0), np.square(rows).sum(0)]))
+    return np.stack(result)
+
+
+def _steps(count: int, batch_size: int) -> int:
+    return -(-count // batch_size)
+
+
+def _orders(rng: np.random.Generator, piece: Examples, training: Training) -> tuple[np.ndarray, int]:
+    """[steps, S, B]: which examples each seed sees in each step, and how many steps there are; the last one is filled
+    with the first examples, and beyond it nothing is read.
+    """
+    filled = np.flatnonzero(np.asarray(piece.weights))
+    size = training.batch_size
+    orders = np.stack([rng.permutation(filled) for _ in range(training.seeds)], axis=1)
+    orders = np.resize(orders, (_steps(len(piece.weights), size) * size, training.seeds))
+    orders = orders.reshape(-1, size, training.seeds).transpose(0, 2, 1).astype(np.int32)
+    return orders, _steps(len(filled), size)
+
+
+def _standardised(features: Any, mean: Any, scale: Any) -> Any:
+    """[B, L, …, D] to float32 [L, B, …, D]; zeros, padding, stay zeros."""
+
+    def one(x: Array, mean: Array, scale: Array) -> Array:
+        x = jnp.moveaxis(x, 1, 0).astype(jnp.float32)
+        shape = (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1])
+        shifted = (x - mean.reshape(shape)) * scale.reshape(shape)
+        return shifted if x.ndim == 3 else jnp.where((x != 0).any(-1, keepdims=True), shifted, 0.0)
+
+    return jax.tree.map(one, features, mean, scale)
+
+
+def _of_members(probe: Any, function: str, allowed: Array | None) -> Callable[..., Any]:
+    """A probe's function for all members: (params [M, …], features [L, B, …], *rest)."""
+    if allowed is None:
+        inner = getattr(probe, function)
+        return lambda params, features, *rest: jax.vmap(
+            lambda params, features: inner(params, features, *rest), in_axes=(0, 0)
+        )(params, features)
+    inner = getattr(probe.probe, function)
+
+    def of_mixes(params: Params, features: Any, *rest: Any) -> Any:
+        one = lambda params, allowed: inner(params["probe"], probe.mixed(params, features, allowed), *rest)
+        return jax.vmap(one)(params, allowed)
+
+    return of_mixes
+
+
+@partial(jax.jit, static_argnames="probe", donate_argnames=("params", "state"))
+def _run(
+    probe: Any, params: Params, state: Any, piece: Examples, order: Array, steps: int, schedule: Any, mean: Any,
+    scale: Any,
+    allowed: Array | None,
+) -> tuple[Params, Any]:  # fmt: skip
+    """The steps of a piece of the training examples."""
+    update = ADAM.build().update
+    losses = _of_members(probe, "losses", allowed)
+    features = _standardised(piece.features, mean, scale)
+
+    rate, taken, total = schedule
+
+    def seed_loss(params: Params, at: Array) -> Array:
+        some = jax.tree.map(lambda leaf: leaf[:, at], features)
+        return losses(params, some, jax.tree.map(lambda leaf: leaf[at], piece.targets)).mean(-1).sum()
+
+    def step(number: Array, carry: tuple[Params, Any]) -> tuple[Params, Any]:
+        params, state = carry
+        grads = jax.grad(lambda params: jax.vmap(seed_loss)(params, order[number]).sum())(params)
+        updates, state = update(grads, state, params)
+        now = rate * (1 - (taken + number.astype(jnp.float32)) / total)
+        return jax.tree.map(lambda p, u: p + now * u, params, updates), state
+
+    return jax.lax.fori_loop(0, steps, step, (params, state))
+
+
+@partial(jax.jit, static_argnames="probe")
+def _predict(probe: Any, params: Params, features: Any, mean: Any, scale: Any, allowed: Array | None) -> Any:
+    features = _standardised(features, mean, scale)
+    return jax.lax.map(lambda params: _of_members(probe, "predict", allowed)(params, features), params)
+
+
+@partial(jax.jit, static_argnames="probe")
+def _summed_losses(
+    probe: Any, params: Params, piece: Examples, mean: Any, scale: Any, allowed: Array | None
+) -> Float[Array, "S M"]:
+    features = _standardised(piece.features, mean, scale)
+    found = jax.lax.map(lambda params: _of_members(probe, "losses", allowed)(params, features, piece.targets), params)
+    return (found * piece.weights).sum(-1)
+
+
+@jax.jit
+def _choose(better: Bool[Array, "S M"], new: Params, old: Params) -> Params:
+    return jax.tree.map(lambda a, b: jnp.where(better.reshape(better.shape + (1,) * (a.ndim - 2)), a, b), new, old)
