@@ -1,8 +1,8 @@
 """CoarseWSD-20, ambiguous nouns with their coarse senses (Loureiro et al. 2021).
 
-"Analysis and Evaluation of Language Models for Word Sense Disambiguation". A folder for each word, with `train.data.txt`
-and `test.data.txt` (the place of the word, a tab, a tokenised sentence), `*.gold.txt` (the number of its sense) and
-`classes_map.txt` (JSON, number → name of the sense): README of github.com/danlou/bert-disambiguation,
+"Analysis and Evaluation of Language Models for Word Sense Disambiguation". A folder for each word, with
+`train.data.txt` and `test.data.txt` (the place of the word, a tab, a tokenised sentence), `*.gold.txt` (the number of
+its sense) and `classes_map.txt` (JSON, number → name of the sense): README of github.com/danlou/bert-disambiguation,
 data/CoarseWSD-20. The folder of folders may be a tar file, which is read without unpacking.
 """
 
@@ -63,20 +63,17 @@ def _of_tar(path: str | os.PathLike, split: str) -> dict[str, list[File]]:
                 place = pathlib.PurePosixPath(member.name)
                 if member.isfile() and place.name in names_of(split):
                     name = f"{os.fspath(path)}/{member.name}"
-                    wanted.setdefault(place.parent.name, {})[place.name] = (
-                        name,
-                        list(decoded(name, tar.extractfile(member))),
-                    )
+                    text = list(decoded(name, tar.extractfile(member)))
+                    wanted.setdefault(place.parent.name, {})[place.name] = (name, text)
     except tarfile.TarError as error:
         raise InputError(f"{os.fspath(path)}: {error}; expected a tar file") from error
+    expected = ", ".join(names_of(split))
     for word, files in wanted.items():
         for name in names_of(split):
             if name not in files:
-                raise InputError(
-                    f"{os.fspath(path)}: {word} has no {name}; expected {', '.join(names_of(split))} of each word"
-                )
+                raise InputError(f"{os.fspath(path)}: {word} has no {name}; expected {expected} of each word")
     if not wanted:
-        raise InputError(f"{os.fspath(path)}: no folder with {', '.join(names_of(split))}; expected one for each word")
+        raise InputError(f"{os.fspath(path)}: no folder with {expected}; expected one for each word")
     return {word: [files[name] for name in names_of(split)] for word, files in wanted.items()}
 
 
@@ -94,9 +91,8 @@ def _senses(words: Iterable[tuple[str, list[File]]], split: str) -> Senses:
                 raise wrong(data[0], number, f"place {shown(place)}", f"that of a word, below {len(tokens)}")
             label = label.strip()
             if label not in classes:
-                raise wrong(
-                    gold[0], gold_number, f"class {shown(label)}", f"one of {', '.join(classes)} ({classes_path})"
-                )
+                expected = f"one of {', '.join(classes)} in {classes_path}"
+                raise wrong(gold[0], gold_number, f"class {shown(label)}", expected)
             places.append((len(sentences), at, at + 1))
             sentences.append(tokens)
             lemmas.append(word)

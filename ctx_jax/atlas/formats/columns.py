@@ -47,7 +47,7 @@ def named_entities(path: str | os.PathLike) -> Edges:
         for number, line in block:
             row = line.split("\t") if "\t" in line else line.rstrip(" ").split(" ")
             columns = columns or len(row)
-            if len(row) != columns or columns < 2 or not row[0]:
+            if len(row) != columns or columns < 2 or not row[0].strip():
                 expected = "two or more" if columns < 2 else f"{columns} as in the first line, none of them empty"
                 raise wrong(path, number, f"{len(row)} columns in {shown(line)}", expected)
             if not (tag := _TAG.fullmatch(row[-1])):
@@ -123,7 +123,7 @@ def parsed(path: str | os.PathLike) -> Iterator[Parsed]:
             if len(row) != columns:
                 expected = f"{columns}, {_ARGUMENTS} and one for each predicate"
                 raise wrong(path, number, f"{len(row)} columns", expected)
-            if row[0] != str(place) or not row[_WORD]:
+            if row[0] != str(place) or not row[_WORD].strip():
                 raise wrong(path, number, f"word {shown(row[_WORD])} with number {shown(row[0])}", f"a word, {place}")
         yield Parsed(
             [row[_WORD] for row in rows],

@@ -109,10 +109,8 @@ def discover(folder: str | os.PathLike) -> list[Corpus]:
                 raise InputError(f"{split} of {stem}: both {files[0][0]} and {part.files[0]}; expected one file")
             files.append(part.files)
     if not groups:
-        known = "; ".join(form.expected for form in _FORMATS)
-        raise InputError(
-            f"{root}: nothing known among {number_of_files} files; expected {known}; each plain or as {', '.join(COMPRESSED)}"
-        )
+        known = "; ".join([*(form.expected for form in _FORMATS), f"each plain or as {', '.join(COMPRESSED)}"])
+        raise InputError(f"{root}: nothing known among {number_of_files} files; expected {known}")
     return _named(root, [(place, stem, _tasks(kind, splits)) for (kind, place, stem), splits in groups.items()])
 
 
@@ -160,10 +158,15 @@ def _place(root: pathlib.Path, part: _Part) -> tuple[pathlib.Path, str, str]:
     if found := list(_SPLIT.finditer(stem)):
         split = found[-1][1]
         stem = (stem[: found[-1].start()] + stem[found[-1].end() :]).strip("-_.")
-    if folder != root and folder.name.lower() in _SPLITS:
-        split = split or folder.name
+    if folder != root and _name(folder).lower() in _SPLITS:
+        split = split or _name(folder)
         folder = folder.parent
-    return folder, stem or folder.resolve().name, _SPLITS[(split or "train").lower()]
+    return folder, stem or _name(folder), _SPLITS[(split or "train").lower()]
+
+
+def _name(folder: pathlib.Path) -> str:
+    """What a folder is called, "." too."""
+    return os.path.basename(os.path.abspath(folder))
 
 
 def _tasks(kind: int, splits: Mapping[str, Sequence[tuple[pathlib.Path, ...]]]) -> dict[str, dict[str, _Reader]]:
@@ -183,7 +186,7 @@ def _named(
         for task, readers in tasks.items():
             name = f"{stem}/{task}"
             if count[name] > 1:
-                name = f"{(folder.relative_to(root) / stem).as_posix()}/{task}"
+                name = f"{pathlib.Path(os.path.relpath(folder / stem, root)).as_posix()}/{task}"
             if name in corpora:
                 raise InputError(f"{folder}: two corpora are called {name}; expected other names, or other folders")
             corpora[name] = Corpus(name, TITLES[task], Splits(readers))
@@ -232,7 +235,7 @@ def _find_coarse_tars(folder: pathlib.Path, names: Sequence[str]) -> Iterator[_P
 
 
 def _find_semeval(folder: pathlib.Path, names: Sequence[str]) -> Iterator[_Part]:
-    if year := re.fullmatch(r"20(1[2-7])", folder.name):
+    if year := re.fullmatch(r"20(1[2-7])", _name(folder)):
         for name in names:
             if match := re.fullmatch(r".+\.(train|test)\.tsv", without_compression(name)):
                 yield _Part(folder, f"sts{year[1]}.{match[1]}", (folder / name,))

@@ -1,4 +1,4 @@
-"""Files as they lie on the disk, plain or compressed, line by line; and the one way to say what is wrong with a line."""
+"""Files as they lie on the disk, plain or compressed, line by line; and the one way to say what is wrong with one."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def senses(data: str | os.PathLike, gold: str | os.PathLike) -> Senses:
 
     Raises:
       InputError: XML that is not well-formed, an instance outside a sentence, without words or without a lemma, one
-        that has no keys or whose id comes twice, keys that are none of WordNet's, keys of an instance that is not there.
+        that has no keys or whose id comes twice, keys that are none of WordNet's or of no instance.
     """
     keys = _keys(gold)
     sentences: list[Words] = []
@@ -48,14 +48,12 @@ def senses(data: str | os.PathLike, gold: str | os.PathLike) -> Senses:
     lemmas, found, names = [], [], []
     for words, instances in _Sentences(data):
         for instance in instances:
+            its_name = f"instance {shown(instance.name)}"
             if instance.name not in keys:
-                instance_id = f"instance {shown(instance.name)}"
-                raise wrong(
-                    data, instance.number, f"{instance_id} has no keys in {os.fspath(gold)}", "one line for each"
-                )
+                raise wrong(data, instance.number, f"{its_name} has no keys in {os.fspath(gold)}", "one line for each")
             number, its_keys = keys[instance.name]
             if its_keys is None:
-                raise wrong(data, instance.number, f"instance {shown(instance.name)} a second time", "ids to be unique")
+                raise wrong(data, instance.number, f"{its_name} a second time", "ids to be unique")
             keys[instance.name] = (number, None)
             places.append((len(sentences), instance.begin, instance.end))
             lemmas.append(f"{instance.lemma}%{_PARTS[its_keys[0].partition('%')[2][0]]}")
@@ -64,9 +62,7 @@ def senses(data: str | os.PathLike, gold: str | os.PathLike) -> Senses:
         sentences.append(words)
     for name, (number, its_keys) in keys.items():
         if its_keys is not None:
-            raise wrong(
-                gold, number, f"keys of {shown(name)}, which is not in {os.fspath(data)}", "keys of its instances"
-            )
+            raise wrong(gold, number, f"keys of {shown(name)}, not in {os.fspath(data)}", "keys of its instances")
     table = np.array(places, np.int32).reshape(-1, 3)
     return Senses(sentences, table[:, 0], table[:, 1:], lemmas, found, names)
 

@@ -3,8 +3,8 @@
     {"text": "Ian ate ice cream", "targets": [{"span1": [1, 2], "span2": [2, 4], "label": "A1"}]}
 
 jiant v1's probing/data/README.md. `text` is divided at white space; `tokens`, a list of words, may stand for it. Spans
-are [begin, end) of words. `span2` is either in all targets of a file or in none. A label may be a list. Other fields are
-left aside.
+are [begin, end) of words. `span2` is either in all targets of a file or in none. A label may be a list. Other fields
+are left aside.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ctx_jax.atlas.formats.files import lines, shown, wrong
-from ctx_jax.atlas.records import Edges
+from ctx_jax.atlas.records import Edges, Words
 
 _TARGET = '{"span1": [begin, end], "label": …} with "span2" in all targets or in none'
 
@@ -35,11 +35,10 @@ def edges(path: str | os.PathLike) -> Edges:
     for number, line in lines(path):
         if not line.strip():
             continue
-        record = _record(path, number, line)
-        words = record["text"].split() if record.get("tokens") is None else record["tokens"]
-        for target in record["targets"]:
+        words, targets = _record(path, number, line)
+        for target in targets:
             first = _span(path, number, target, "span1", len(words))
-            second = _span(path, number, target, "span2", len(words)) if "span2" in target else ()
+            second = () if target.get("span2") is None else _span(path, number, target, "span2", len(words))
             if pairs is None:
                 pairs = bool(second)
             if pairs != bool(second):
@@ -61,27 +60,26 @@ def is_spans(path: str | os.PathLike) -> bool:
     text = next((line for _, line in lines(path) if line.strip()), "")
     try:
         record = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(record, dict) and "targets" in record
 
 
-def _record(path: str | os.PathLike, number: int, line: str) -> dict:
+def _record(path: str | os.PathLike, number: int, line: str) -> tuple[Words, list[dict]]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise wrong(path, number, f"{error} in {shown(line)}", "JSON") from error
     if not isinstance(record, dict):
         raise wrong(path, number, shown(line), "an object")
-    tokens = record.get("tokens")
-    if not (
-        _is_words(tokens) and all(map(str.strip, tokens)) if tokens is not None else isinstance(record.get("text"), str)
-    ):
+    words, text, targets = (record.get(field) for field in ("tokens", "text", "targets"))
+    if words is None and isinstance(text, str):
+        words = text.split()
+    if not (_is_words(words) and all(word.strip() for word in words)):
         raise wrong(path, number, shown(line), '"text", or "tokens" as a list of words')
-    targets = record.get("targets")
     if not (isinstance(targets, list) and all(isinstance(target, dict) for target in targets)):
         raise wrong(path, number, f"targets {shown(str(targets))}", f'"targets", a list of {_TARGET}')
-    return record
+    return words, targets
 
 
 def _is_words(value: object) -> bool:
