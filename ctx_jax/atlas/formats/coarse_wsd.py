@@ -106,7 +106,7 @@ def _classes(path: str, file: list[tuple[int, str]]) -> dict[str, str]:
     try:
         classes = json.loads("\n".join(line for _, line in file))
     except json.JSONDecodeError as error:
-        raise wrong(path, error.lineno, str(error), "JSON") from error
+        raise wrong(path, error.lineno, error.msg, "JSON") from error
     if not (isinstance(classes, dict) and all(isinstance(name, str) for name in classes.values())):
         raise wrong(path, 1, shown(str(classes)), 'numbers and names of senses, {"0": "bank_bank", …}')
     return classes

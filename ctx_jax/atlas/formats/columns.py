@@ -148,7 +148,8 @@ def constituents(corpus: Sequence[Parsed]) -> Edges:
 def semantic_roles(corpus: Sequence[Parsed]) -> Edges:
     """Roles of arguments: `first` is the predicate, `second` the argument (Tenney et al. 2019, "SRL").
 
-    The predicate's own `V` is no edge, and `C-…` and `R-…` are roles like others, `C-V` with them.
+    The predicate is the words of its `V`, else the word that has the roleset; `V` is no edge. `C-…` and
+    `R-…` are roles like others, `C-V` with them.
     """
     words = [sentence.words for sentence in corpus]
     arguments = [[edge for frame in sentence.frames for edge in frame.arguments] for sentence in corpus]

@@ -112,8 +112,8 @@ class _Sentences:
                 yield from self._done
                 self._done.clear()
 
-    def _wrong(self, found: str, expected: str) -> InputError:
-        return wrong(self._path, self._parser.CurrentLineNumber, found, expected)
+    def _wrong(self, found: str, expected: str, lines_before: int = 0) -> InputError:
+        return wrong(self._path, self._parser.CurrentLineNumber - lines_before, found, expected)
 
     def _start(self, tag: str, attributes: dict[str, str]) -> None:
         if self._text is not None:
@@ -133,7 +133,9 @@ class _Sentences:
         if self._text is not None:
             self._text.append(text)
         elif text.strip():
-            raise self._wrong(f"text {shown(text.strip())} outside words", "text inside <wf> or <instance>")
+            # The parser stands at the text's end.
+            lines_before = text.lstrip().count("\n")
+            raise self._wrong(f"text {shown(text.strip())} outside words", "it in <wf> or <instance>", lines_before)
 
     def _end(self, tag: str) -> None:
         if tag == "sentence":
