@@ -40,6 +40,8 @@ _SPLITS = {
     "test": "test",
 }
 _SPLIT = re.compile(rf"(?:^|[-_.])({'|'.join(sorted(_SPLITS, key=len, reverse=True))})(?=$|[-_.])", re.IGNORECASE)
+# The end of the names of columns: conll, conll03, … but not conllu.
+_CONLL = r"conll(?!u$)\w*"
 # Published files whose names do not say what they are, and what they would be called if they did.
 _COLUMNS = {
     "eng.train": "conll2003.train",
@@ -267,10 +269,10 @@ _FORMATS = (
     ),
     _Format(
         "columns of words and entities (*.conll)",
-        _one_file(r"conll(?!u$)\w*", _COLUMNS, lambda path: not columns.is_parsed(path)),
+        _one_file(_CONLL, _COLUMNS, lambda path: not columns.is_parsed(path)),
         lambda _, parts: {"ner": lambda: columns.named_entities(*parts[0])},
     ),
-    _Format("columns with trees and predicates (*.conll)", _one_file("conll", {}, columns.is_parsed), _parsed_tasks),
+    _Format("columns with trees and predicates (*.conll)", _one_file(_CONLL, {}, columns.is_parsed), _parsed_tasks),
     _Format(
         "spans as JSON (*.jsonl)",
         _one_file("jsonl", {}, spans.is_spans),

@@ -49,7 +49,7 @@ def test_all_formats_in_their_places(fill):
             "ner/wnut17train.conll": NER,
             "ner/emerging.dev.conll": NER,
             "ner/emerging.test.annotated": NER,
-            "propbank.test.conll": PARSED,
+            "propbank.test.conll12": PARSED,
             "coref/train.jsonl": SPANS,
             "coref/valid.jsonl": SPANS,
             "wsd/semcor.data.xml": XML,
@@ -176,11 +176,11 @@ def test_nothing_known_says_what_is(fill, tmp_path):
 
 
 def test_links_are_followed_once(fill, monkeypatch):
-    folder = fill({"real/2013/x.test.tsv": "1\ta\tb\n"})
+    folder = fill({"real/2013/x.test.tsv": "1\ta\tb\n", "real/x.conll": NER})
     (folder / "real" / "again").symlink_to(folder / "real", target_is_directory=True)
     (folder / "empty").mkdir()
     (folder / "empty" / "link").symlink_to(folder / "real", target_is_directory=True)
-    assert found(folder) == found(folder / "empty") == {"sts13/similarity": ["test"]}
+    assert found(folder) == found(folder / "empty") == {"sts13/similarity": ["test"], "x/ner": ["train"]}
     monkeypatch.chdir(folder / "real" / "2013")
     assert found(".") == {"sts13/similarity": ["test"]}
 
