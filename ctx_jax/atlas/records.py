@@ -5,11 +5,11 @@ One record a kind of question. Words are counted within their sentence, from 0; 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 Words = Sequence[str]
 
@@ -89,11 +89,16 @@ class TextPairs(NamedTuple):
       first: texts.
       second: texts.
       scores: as people gave them.
+      sets: which of several data sets a pair is from; empty where there is but one.
     """
 
     first: Sequence[str]
     second: Sequence[str]
-    scores: np.ndarray
+    scores: Float[np.ndarray, "N"]
+    sets: Sequence[str] = ()
+
+
+Examples = Edges | Trees | Senses | WordPairs | TextPairs
 
 
 class Corpus(NamedTuple):
@@ -102,9 +107,9 @@ class Corpus(NamedTuple):
     Attributes:
       name: unique over the folder: `en_ewt-ud/pos`.
       title: for people: "part of speech".
-      splits: `train`, `dev`, `test` → Edges, Trees, Senses, WordPairs or TextPairs, read when asked for.
+      splits: `train`, `dev`, `test` → examples, all of one kind; those of files are read when asked for.
     """
 
     name: str
     title: str
-    splits: dict[str, object]
+    splits: Mapping[str, Examples]
