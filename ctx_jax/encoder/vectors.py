@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from jaxtyping import Float, Int
 
 from ctx_jax.errors import InputError
 
-_BLOCK = 2**22  # values of a block, 32 MiB in float64
+_BLOCK = 2**22  # values of a block, 32 MiB in float64, and of the inner products of two
 # Vectors that spread less than 1e-5 of their length are one point: float32 and its sums are no closer than that.
 _ONE_POINT = 1e-10
 
@@ -61,7 +62,7 @@ def blocks(
 
 def block_rows(width: int) -> int:
     """How many vectors a block holds."""
-    return max(_BLOCK // max(width, 1), 1)
+    return max(min(_BLOCK // max(width, 1), math.isqrt(_BLOCK)), 1)
 
 
 def unit(vectors: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
