@@ -5,7 +5,7 @@ import pytest
 
 from ctx_jax import InputError
 from ctx_jax.atlas.clusters import adjusted_rand, b_cubed, cluster, k_means, pca_2d, silhouette, v_measure
-from ctx_jax.encoder.vectors import unit
+from ctx_jax.encoder.vectors import moments, unit
 
 
 def bunches(count=4, size=30, width=10, seed=0):
@@ -124,6 +124,17 @@ def test_a_map_is_never_mirrored():
     order = np.random.default_rng(0).permutation(len(vectors))
     np.testing.assert_allclose(pca_2d(vectors[order]), pca_2d(vectors)[order], atol=1e-9)
     np.testing.assert_allclose(pca_2d(vectors + 7), pca_2d(vectors), atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_largest_entry_of_an_axis_is_positive(seed):
+    vectors, _ = bunches(3, seed=seed)
+    for some in (vectors, -vectors):
+        # The points times the vectors are the axes times their variance.
+        axes = pca_2d(some).T @ (some - some.mean(0))
+        assert (np.take_along_axis(axes, np.abs(axes).argmax(1, keepdims=True), 1) > 0).all()
+        axes = moments(some).principal()[1].T
+        assert (np.take_along_axis(axes, np.abs(axes).argmax(1, keepdims=True), 1) > 0).all()
 
 
 def test_maps_of_little():
