@@ -133,7 +133,8 @@ class SenseTask:
       centroid: accuracy by the nearest sense's mean, layers from 0.
       one_nn: accuracy by the nearest occurrence.
       most_frequent: accuracy of always the commonest sense of the word.
-      by_frequency: how often the sense occurs in training (`1-4`, `5-19`, `20+`) → accuracy by the nearest mean.
+      by_frequency: how often the sense occurs in training (`0`, `1-4`, `5-19`, `20+`) → accuracy by the nearest mean;
+        parts without a test occurrence are left out.
       macro_f1: by the nearest mean, over senses of a word and then over words; CoarseWSD-20's second figure.
     """
 
