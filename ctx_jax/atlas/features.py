@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -63,28 +64,72 @@ def word_features(
     Raises:
       InputError: a value does not fit into float16, or a sentence cannot be encoded.
     """
-    if dtype not in ("float16", "float32"):
-        raise InputError(f"dtype: found {dtype!r}, expected 'float16' or 'float32'")
-    most = longest(encoder.config)
-    stride = 0 if most is None else min(STRIDE, most // 4)
-    starts = np.concatenate([[0], np.cumsum([len(words) for words in sentences])])
+    starts = np.concatenate([[0], np.cumsum([len(words) for words in sentences])]).astype(np.int64)
     shape = (int(starts[-1]), encoder.config.num_layers + 1, encoder.width)
     key = {"what": "words", "model": fingerprint(encoder), "texts": text_hash(sentences), "dtype": dtype}
 
     def fill(vectors: np.ndarray) -> None:
-        limit = float(np.finfo(np.dtype(dtype)).max)
-        for numbers in windows(encoder, sentences):
-            texts = [list(sentences[number]) for number in numbers]
-            found = encoder.encode(texts, layers="all", on_too_long="split", stride=stride)
-            for number, means in zip(numbers, word_means(found, [len(words) for words in texts]), strict=True):
-                if np.abs(means).max(initial=0) > limit:
-                    raise InputError(
-                        f"sentence {number}: found {np.abs(means).max():.3g}, more than float16 holds; expected float32"
-                    )
-                vectors[starts[number] : starts[number + 1]] = means
-            done(len(numbers))
+        for number, means in _sentence_means(encoder, sentences, range(len(sentences)), dtype, done):
+            vectors[starts[number] : starts[number + 1]] = means
 
-    return Features(cache.array(key, shape, np.dtype(dtype), fill), starts)
+    return Features(cache.array(key, shape, _dtype(dtype), fill), starts)
+
+
+def span_features(
+    encoder: Encoder,
+    sentences: Sequence[Words],
+    sentence: Int[np.ndarray, "N"],
+    spans: Int[np.ndarray, "N 2"],
+    cache: Cache,
+    *,
+    dtype: str = "float16",
+    done: Callable[[int], object] = lambda count: None,
+) -> Float[np.ndarray, "N L D"]:
+    """The mean over the words of each span, and nothing of the other words; arguments as for `word_features`."""
+    order = np.argsort(sentence, kind="stable")
+    begins = np.searchsorted(np.asarray(sentence)[order], np.arange(len(sentences) + 1))
+    asked = np.flatnonzero(np.diff(begins))
+    places = hashlib.sha256(np.ascontiguousarray(np.column_stack([sentence, spans]), np.int64).tobytes()).hexdigest()
+    key = {"what": "spans", "model": fingerprint(encoder), "texts": text_hash(sentences), "places": places[:20],
+           "dtype": dtype}  # fmt: skip
+    shape = (len(sentence), encoder.config.num_layers + 1, encoder.width)
+
+    def fill(vectors: np.ndarray) -> None:
+        for number, means in _sentence_means(encoder, sentences, asked, dtype, done):
+            for place in order[begins[number] : begins[number + 1]]:
+                begin, end = spans[place]
+                vectors[place] = means[begin:end].mean(0)
+
+    return cache.array(key, shape, _dtype(dtype), fill)
+
+
+def _dtype(name: str) -> np.dtype:
+    if name not in ("float16", "float32"):
+        raise InputError(f"dtype: found {name!r}, expected 'float16' or 'float32'")
+    return np.dtype(name)
+
+
+def _sentence_means(
+    encoder: Encoder,
+    sentences: Sequence[Words],
+    numbers: Sequence[int] | Int[np.ndarray, "M"],
+    dtype: str,
+    done: Callable[[int], object],
+) -> Iterator[tuple[int, Float[np.ndarray, "W L D"]]]:
+    """Vectors of the words of some sentences, one after the other, in no order."""
+    limit = float(np.finfo(_dtype(dtype)).max)
+    most = longest(encoder.config)
+    stride = 0 if most is None else min(STRIDE, most // 4)
+    numbers = np.asarray(numbers)
+    for window in windows(encoder, [sentences[number] for number in numbers]):
+        texts = [list(sentences[number]) for number in numbers[window]]
+        found = encoder.encode(texts, layers="all", on_too_long="split", stride=stride)
+        for number, means in zip(numbers[window], word_means(found, [len(words) for words in texts]), strict=True):
+            if not np.abs(means).max(initial=0) <= limit:
+                found = f"found {np.abs(means).max():.3g}, more than {dtype} holds"
+                raise InputError(f"sentence {number}: {found}; expected float32, or a model without such values")
+            yield number, means
+        done(len(window))
 
 
 def windows(encoder: Encoder, sentences: Sequence[Words]) -> Iterator[Int[np.ndarray, "W"]]:

@@ -41,11 +41,13 @@ class Trees(NamedTuple):
       sentences: words of each.
       heads: the head of each word, -1 at a root.
       scored: words that count; punctuation does not (Hewitt and Manning 2019, section 4.1).
+      relations: of each word to its head; None where they are not known.
     """
 
     sentences: Sequence[Words]
     heads: Sequence[Int[np.ndarray, "W"]]
     scored: Sequence[Bool[np.ndarray, "W"]]
+    relations: Sequence[Sequence[str]] | None = None
 
 
 class Senses(NamedTuple):

@@ -146,6 +146,7 @@ def trees(corpus: Sequence[Sentence]) -> Trees:
         [sentence.words for sentence in corpus],
         [sentence.heads for sentence in corpus],
         [np.array([label != _PUNCTUATION for label in sentence.upos], bool) for sentence in corpus],
+        [sentence.relations for sentence in corpus],
     )
 
 

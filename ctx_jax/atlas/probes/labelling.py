@@ -35,7 +35,6 @@ class Probing:
     Attributes:
       kinds: of probe, the one to look at first.
       training: how each is trained.
-      most_examples: of the training set; whole sentences are left out beyond it, by chance.
       controls: train the first kind on control labels, too.
       mixes: train it on mixes of layers, too.
       code: measure its description length, too.
@@ -44,7 +43,6 @@ class Probing:
 
     kinds: tuple[Kind, ...] = ("linear", "mlp")
     training: Training = Training()
-    most_examples: int = 50_000
     controls: bool = True
     mixes: bool = True
     code: bool = True
@@ -74,12 +72,12 @@ def label_task(
     if missing := {"train", "test"} - splits.keys():
         raise InputError(f"{name}: found no {min(missing)} split, expected train and test")
     train, dev = splits["train"], splits.get("dev")
-    kept = sample_sentences(train[1], probing.most_examples, probing.seed)
+    kept = np.arange(len(train[1].labels))
     if dev is None:
-        number = train[1].sentence[kept] % 10
+        number = np.asarray(train[1].sentence) % 10
         dev, kept, held_out = train, kept[number != 0], kept[number == 0]
     else:
-        held_out = sample_sentences(dev[1], max(probing.most_examples // 5, 1), probing.seed)
+        held_out = np.arange(len(dev[1].labels))
     labels = sorted({train[1].labels[example] for example in kept})
     if len(labels) < 2:
         raise InputError(f"{name}: found {len(labels)} classes in training, expected at least 2")
@@ -92,17 +90,6 @@ def label_task(
         name, title, len(kept), len(task.test[1].labels), len(labels), task.baselines(), probes,
         probing.training.seeds, time.monotonic() - begun,
     )  # fmt: skip
-
-
-def sample_sentences(edges: Edges, most: int, seed: int) -> Int[np.ndarray, "N"]:
-    """Examples of sentences drawn by chance, about so many, in their order."""
-    if len(edges.labels) <= most:
-        return np.arange(len(edges.labels))
-    number = np.asarray(edges.sentence)
-    order = np.random.default_rng(seed).permutation(len(edges.sentences))
-    counts = np.bincount(number, minlength=len(edges.sentences))[order]
-    chosen = order[: max(int(np.searchsorted(np.cumsum(counts), most, side="right")), 1)]
-    return np.flatnonzero(np.isin(number, chosen))
 
 
 class _Task:

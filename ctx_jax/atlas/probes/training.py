@@ -323,7 +323,7 @@ def _summed_losses(
 ) -> Float[Array, "S M"]:
     features = _standardised(piece.features, mean, scale)
     found = jax.lax.map(lambda params: _of_members(probe, "losses", allowed)(params, features, piece.targets), params)
-    return (found * piece.weights).sum(-1)
+    return (found * piece.weights[None, None]).sum(-1)
 
 
 @jax.jit
