@@ -28,7 +28,7 @@ TASKS = {
 
 def two_models() -> Atlas:
     """A transformer of 6 layers and an LSTM of 2, with all parts."""
-    models = [model("minilm", 6, 384, 0.0), model("elmo", 2, 1024, 0.02)]
+    models = [model("minilm", "BERT", 6, 384, 0.0), model("elmo", "ELMo", 2, 1024, 0.02)]
     cka = [[1 / (1 + abs(one / 6 - other / 2)) for other in range(3)] for one in range(7)]
     return Atlas(
         models, {"minilm × elmo": cka}, "ctx-jax atlas minilm elmo --out atlas", "2 cores, no accelerator",
@@ -36,7 +36,7 @@ def two_models() -> Atlas:
     )  # fmt: skip
 
 
-def model(name: str, num_layers: int, width: int, shift: float) -> ModelAtlas:
+def model(name: str, kind: str, num_layers: int, width: int, shift: float) -> ModelAtlas:
     """With all parts; `shift` moves its numbers."""
     depth = [layer / num_layers for layer in range(num_layers + 1)]
     tasks = [task(entry, depth, shift) for entry in TASKS.items()]
@@ -53,7 +53,7 @@ def model(name: str, num_layers: int, width: int, shift: float) -> ModelAtlas:
         for c, repair in enumerate(["none", "centred", "whitened", "3 components less"])
     ]
     return ModelAtlas(
-        name, "0123abcd" * 8, f"BERT, {num_layers} layers of {width}", num_layers, width, 22_713_216,
+        name, "0123abcd" * 8, f"{kind}, {num_layers} layers of {width}", num_layers, width, 22_713_216,
         [1e6 * layer for layer in range(num_layers + 1)], tasks, [geometry(num_layers, width, depth, shift)],
         [senses("SemCor to ALL", depth, shift), senses("CoarseWSD-20", depth, shift + 0.1)], [words], sentences,
         [advice(one, num_layers) for one in tasks],

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 from ctx_jax.atlas.report.numbers import shown
 from ctx_jax.atlas.report.page import plain
-from ctx_jax.atlas.report.plots import Curves, HeatMap, Line, Plot, Scatter
+from ctx_jax.atlas.report.plots import Curves, HeatMap, Plot, Scatter
 from ctx_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*"]
 DASHES: list[Any] = ["solid", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1))]
 BASELINES: list[Any] = [(0, (6, 2)), (0, (3, 2)), (0, (1, 2)), (0, (6, 2, 1, 2))]
 GREY = "#767676"
+GREY_MARKERS = {True: "x", False: "+"}
+"""Of published values: of all layers, of some."""
 SETTINGS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ctx-jax",
@@ -52,8 +54,8 @@ SETTINGS = {
     "lines.linewidth": 1.5,
     "lines.markersize": 4.5,
 }
-WIDTH = 4.3
-"""Inches of a small plot; a telephone shows it with text of 8 px."""
+WIDTH = 3.6
+"""Inches of a small plot: 346 px, nearly what a telephone has."""
 PIXELS = 150
 """Of an inch, in the PNG."""
 
@@ -134,7 +136,7 @@ def _curves(plot: Curves) -> Figure:
         axes, beneath = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     else:
         axes = beneath = figure.subplots()
-    axes.set_title(_wrapped(plot.title, 48), wrap=False)
+    axes.set_title(_wrapped(plot.title, 44))
     _lines(axes, plot.lines, plot.relative, entries)
     end = 1.0 if plot.relative else max(line.num_layers for line in plot.lines)
     for place, mark in enumerate(mark for mark in plot.marks if math.isfinite(mark.value)):
@@ -164,19 +166,16 @@ def _lines(axes: Axes, lines: Any, relative: bool, entries: list[tuple[Any, str]
             continue
         x = [layer / max(line.num_layers, 1) if relative else layer for layer in line.layers]
         colour = GREY if line.style is None else COLOURS[line.style % len(COLOURS)]
-        marker = _grey_marker(line) if line.style is None else MARKERS[line.style % len(MARKERS)]
+        marker = GREY_MARKERS[line.joined] if line.style is None else MARKERS[line.style % len(MARKERS)]
         (drawn,) = axes.plot(
             x, line.values, color=colour, marker=marker,
             linestyle=DASHES[line.dashes % len(DASHES)] if line.joined else "none",
-            markerfacecolor=colour if line.dashes == 0 and line.style is not None else "white",
+            markerfacecolor=colour if line.dashes == 0 else "white",
+            markersize=7 if line.style is None else 4.5, markeredgewidth=1.6 if line.style is None else 1,
         )  # fmt: skip
         if line.low is not None and line.high is not None:
             axes.fill_between(x, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
         entries.append((drawn, f"{line.label} ({line.source})" if line.source else line.label))
-
-
-def _grey_marker(line: Line) -> str:
-    return "x" if line.joined else "+"
 
 
 def _baselines(axes: Axes, plot: Curves, entries: list[tuple[Any, str]]) -> None:
@@ -232,11 +231,10 @@ def _heat_map(plot: HeatMap) -> Figure:
             colour = "#ffffff" if missing else colours(min(max(shade, 0.0), 1.0))
             axes.add_patch(Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="white", linewidth=0.6))
             if written:
-                dark = not missing and shade > 0.62
                 best = plot.marked[y] == x
                 axes.text(
                     x + 0.5, y + 0.5, shown(value, plot.digits), ha="center", va="center", fontsize=7.5,
-                    color="white" if dark else "black", fontweight="bold" if best else "normal",
+                    color="white" if _luminance(colour) < 0.18 else "black", fontweight="bold" if best else "normal",
                 )  # fmt: skip
         if (best := plot.marked[y]) is not None:
             inset = (best + 0.04, y + 0.06)
@@ -263,11 +261,19 @@ def _shades() -> Any:
     return LinearSegmentedColormap.from_list("shades", ["#f7fbff", "#9ecae1", "#3182bd", "#08306b"])
 
 
+def _luminance(colour: Any) -> float:
+    """Relative luminance (WCAG 2): on less than 0.18 white is easier to read than black."""
+    from matplotlib.colors import to_rgb
+
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
 def _scatter(plot: Scatter) -> tuple[Figure, dict[str, list[str]]]:
     entries, tips = [], {}
     figure = _figure(WIDTH, 3.3 + 0.19 * len(plot.kinds))
     axes = figure.subplots()
-    axes.set_title(_wrapped(plot.title, 48))
+    axes.set_title(_wrapped(plot.title, 44))
     # Two cycles of different lengths: 77 senses until a colour and a marker meet again.
     looks = itertools.cycle(zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False))
     for place, ((name, places, texts), (colour, marker)) in enumerate(zip(plot.kinds, looks, strict=False)):
@@ -293,7 +299,7 @@ def _gap(high: float, low: float) -> float:
 
 def _visible(label: str) -> str:
     """Legends leave out labels that begin with _; a space of no width before it keeps them."""
-    label = _wrapped(plain(label), 52)
+    label = _wrapped(plain(label), 48)
     return f"\u200b{label}" if label.startswith("_") else label
 
 

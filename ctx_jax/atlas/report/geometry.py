@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 from ctx_jax.atlas.report.numbers import MISSING, number, shown
 from ctx_jax.atlas.report.page import heading, table
-from ctx_jax.atlas.report.plots import Block, Curves, HeatMap, Line, depths, named
+from ctx_jax.atlas.report.plots import Block, Curves, HeatMap, Line, depth_note, depths, named
 from ctx_jax.atlas.report.published import published
-from ctx_jax.atlas.report.tasks import DEPTH
 from ctx_jax.atlas.results import Atlas, Geometry, ModelAtlas
 
 Values = Callable[[Geometry], list[float]]
@@ -29,10 +28,11 @@ def blocks(atlas: Atlas) -> list[Block]:
         ]
         words = ", ".join(f"{geometry.words} words by {model.name}" for _, model, geometry in there)
         found.append(heading(f"{corpus}: {words}"))
-        found.append(_curves(place, there))
-        found += [_cka(place, style, model, geometry) for style, model, geometry in there if geometry.cka]
+        found += [curves := _curves(place, there)]
+        found += depth_note(curves)
+        found.append([_cka(place, style, model, geometry) for style, model, geometry in there if geometry.cka])
         found += [_outliers(model, geometry) for _, model, geometry in there if any(geometry.outliers)]
-    return found + [_between(place, names, cka) for place, (names, cka) in enumerate(atlas.cka.items(), 1)]
+    return [*found, [_between(place, names, cka) for place, (names, cka) in enumerate(atlas.cka.items(), 1)]]
 
 
 def _less(one: Values, other: Values) -> Values:
@@ -46,12 +46,12 @@ def _curves(place: int, there: list[tuple[int, ModelAtlas, Geometry]]) -> list[C
     uncentred: Values = lambda geometry: geometry.explained_uncentred
     random: Values = lambda geometry: geometry.explained_anisotropy
     wanted: list[tuple[str, str, int, list[tuple[str, Values]]]] = [
-        ("Anisotropy", "mean cosine of two random words", 3, [("", anisotropy)]),
-        ("Self-similarity", "mean cosine of a word's occurrences", 3,
+        ("Anisotropy", "mean cosine", 3, [("", anisotropy)]),
+        ("Self-similarity", "mean cosine", 3,
          [("raw", self_similarity), ("adjusted", _less(self_similarity, anisotropy))]),
-        ("Intra-sentence similarity", "mean cosine with the sentence", 3,
+        ("Intra-sentence similarity", "mean cosine", 3,
          [("raw", intra_sentence), ("adjusted", _less(intra_sentence, anisotropy))]),
-        ("Explained variance", "share of a word's variance", 3,
+        ("Explained variance", "share of variance", 3,
          [("uncentred", uncentred), ("adjusted", _less(uncentred, random)),
           ("centred", lambda geometry: geometry.explained_centred)]),
         ("Norm", "mean length of a vector", 2, [("", lambda geometry: geometry.norm)]),
@@ -81,7 +81,6 @@ def _curves(place: int, there: list[tuple[int, ModelAtlas, Geometry]]) -> list[C
         plot = Curves(named(f"geometry-{place}", len(plots) + 1, title), title, caption, unit, lines, digits)
         if any(line.source for line in lines):
             caption = f"{caption} Grey: published models on other text; marks alone where a paper gives some layers."
-        caption = f"{caption} {DEPTH}" if plot.relative else caption
         plots.append(plot._replace(caption=caption.strip()))
     return plots
 

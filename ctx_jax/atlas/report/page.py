@@ -22,11 +22,12 @@ ol.lines{padding-left:1.5rem}
 ol.lines li{margin:.3rem 0}
 .plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(20rem,100%),1fr));gap:1.2rem;align-items:start}
 figure{margin:0;min-width:0}
-figure.wide{margin:1rem 0}
+.flow{display:flex;flex-wrap:wrap;gap:1.2rem 2.5rem;align-items:start;margin:1rem 0}
+.flow figure{max-width:100%;min-width:min(14rem,100%)}
+.flow figcaption,.flow details{width:0;min-width:100%}
 .scroll{overflow-x:auto;max-width:100%}
 figure svg{display:block;height:auto;background:#fff;border-radius:4px;padding:4px}
 .plots svg{max-width:100%}
-figure.wide svg{max-width:none}
 figcaption{margin-top:.3rem}
 details{font-size:.875rem;margin-top:.2rem}
 summary{cursor:pointer;color:var(--soft)}
@@ -44,9 +45,9 @@ code{font:.875em ui-monospace,monospace}
 a{color:inherit}
 @media print{@page{size:A4;margin:14mm}:root{--ink:#000;--soft:#444;--rule:#bbb;--paper:#fff;--band:#eee;
 color-scheme:light}body{max-width:none;padding:0;font-size:9.5pt}details{display:none}
-.plots{grid-template-columns:1fr 1fr}figure,tr,dt,ol.lines li{break-inside:avoid}h2,h3,dt{break-after:avoid}.scroll{overflow:visible}
-figure.wide svg{max-width:100%}table{font-size:7.5pt}th,td{padding:.15rem .3rem}td.long{min-width:12em}
-th[scope=row],td.text{min-width:5em}}
+.plots{grid-template-columns:1fr 1fr}figure,tr,dt,ol.lines li{break-inside:avoid}h2,h3,dt{break-after:avoid}
+.scroll{overflow:visible}figure svg{max-width:100%}table{font-size:7.5pt}th,td{padding:.15rem .3rem}
+td.long{min-width:12em}th[scope=row],td.text{min-width:5em}}
 """
 
 
@@ -127,21 +128,25 @@ def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], *, t
     )
 
 
-def figure(svg: str, caption: str, numbers: str, *, wide: bool) -> str:
+def figure(svg: str, caption: str, numbers: str) -> str:
     """A plot, what it shows, and its numbers as a table to be unfolded.
 
     Args:
       svg: the element.
       caption: text.
       numbers: a table; none if empty.
-      wide: it keeps its size, and is moved sideways on narrow screens.
     """
     more = f"<details><summary>The numbers</summary>{numbers}</details>" if numbers else ""
     under = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    kind = ' class="wide"' if wide else ""
-    return f'<figure{kind}><div class="scroll" tabindex="0">{svg}</div>{under}{more}</figure>'
+    return f'<figure><div class="scroll" tabindex="0">{svg}</div>{under}{more}</figure>'
 
 
-def grid(figures: Sequence[str]) -> str:
-    """Plots side by side, as many as there is room for."""
-    return '<div class="plots">\n' + "\n".join(figures) + "\n</div>" if figures else ""
+def side_by_side(figures: Sequence[str], *, alike: bool) -> str:
+    """Plots, as many in a row as there is room for.
+
+    Args:
+      figures: of them.
+      alike: all of one width, which follows the screen's. Others keep theirs, and are moved sideways where it is wider.
+    """
+    kind = "plots" if alike else "flow"
+    return f'<div class="{kind}">\n' + "\n".join(figures) + "\n</div>"

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ctx_jax.atlas.report.numbers import shown
+from ctx_jax.atlas.report.page import paragraph
 from ctx_jax.errors import InputError
 
 
@@ -178,8 +179,14 @@ class Scatter(NamedTuple):
 
 
 Plot = Curves | HeatMap | Scatter
-Block = str | Plot | list[Plot]
-"""A piece of a section: HTML, a wide plot, or small ones side by side."""
+Block = str | Sequence[Plot]
+"""A piece of a section: HTML, or plots side by side."""
+
+
+def depth_note(plots: Sequence[Plot]) -> list[str]:
+    """Says so, where a plot's horizontal axis is not the number of the layer."""
+    text = "Where models have different numbers of layers the horizontal axis is the relative depth, l / L."
+    return [paragraph(text)] if any(isinstance(plot, Curves) and plot.relative for plot in plots) else []
 
 
 def named(part: str, place: int, *texts: str) -> str:

@@ -12,7 +12,8 @@ class Published(NamedTuple):
     """Of one model.
 
     Attributes:
-      quantity: `anisotropy`; `pos`, a task of that name; `1-nn`, disambiguation by the nearest occurrence.
+      quantity: `anisotropy`; `pos`, a task of that name; `1-nn of SemCor`, disambiguation by the nearest
+        occurrence there.
       model: whose.
       num_layers: L.
       values: layer → value; accuracies are fractions. Papers give some layers only.
@@ -32,7 +33,7 @@ PUBLISHED = [
     Published("anisotropy", "ELMo", 2, {0: 0.008, 1: 0.157, 2: 0.136}, None, "Ethayarajh 2019"),
     Published("anisotropy", "BERT-base-cased", 12, {0: 0.105, 11: 0.675, 12: 0.477}, None, "Ethayarajh 2019"),
     Published("pos", "BERT-base", 12, {0: 0.884}, 0.966, "Tenney et al. 2019b"),
-    Published("1-nn", "BERT-base", 12, {0: 0.527, 11: 0.725}, None, "Loureiro et al. 2022"),
+    Published("1-nn of SemCor", "BERT-base", 12, {0: 0.527, 11: 0.725}, None, "Loureiro et al. 2022"),
 ]
 
 

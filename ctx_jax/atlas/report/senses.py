@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from ctx_jax.atlas.report.numbers import number, points
 from ctx_jax.atlas.report.page import heading
-from ctx_jax.atlas.report.plots import Block, Curves, Line, Plot, Scatter, depths, named
+from ctx_jax.atlas.report.plots import Block, Curves, Line, Plot, Scatter, depth_note, depths, named
 from ctx_jax.atlas.report.published import published
-from ctx_jax.atlas.report.tasks import DEPTH
 from ctx_jax.atlas.results import Atlas, ModelAtlas, SenseMap, SenseTask
 
 UNIT = "accuracy, × 100"
@@ -26,29 +25,27 @@ def blocks(atlas: Atlas) -> list[Block]:
         for found in model.maps:
             maps += [_map(len(maps) + at, model, found, layer) for at, layer in enumerate(_in_order(found), 1)]
     plots = [plot for plot in plots if plot.drawn]
-    return ([plots] if plots else []) + ([heading("Maps of senses"), maps] if maps else [])
+    return ([plots, *depth_note(plots)] if plots else []) + ([heading("Maps of senses"), maps] if maps else [])
 
 
 def _by_layer(place: int, there: list[tuple[int, ModelAtlas, SenseTask]]) -> Curves:
-    lines, baselines = [], {}
-    for style, model, task in there:
-        wanted = [("nearest mean", task.centroid), ("1-NN", task.one_nn), ("macro-F1", task.macro_f1)]
+    lines, baselines, task = [], {}, there[0][2]
+    for style, model, found in there:
+        wanted = [("nearest mean", found.centroid), ("1-NN", found.one_nn), ("macro-F1", found.macro_f1)]
         for dashes, (what, values) in enumerate(wanted):
             if values:
                 layers = depths(model.num_layers, values)
                 numbers = [points(value) for value in values]
                 lines.append(Line(f"{model.name}, {what}", layers, model.num_layers, numbers, style, dashes))
-        baselines.setdefault("most frequent sense", points(task.most_frequent))
-    for one in published("1-nn"):
+        baselines.setdefault("most frequent sense", points(found.most_frequent))
+    for one in published("1-nn of SemCor") if "semcor" in task.name.lower() else []:
         values = [points(value) for value in one.values.values()]
         lines.append(
             Line(f"{one.model}, 1-NN", list(one.values), one.num_layers, values, None, joined=False, source=one.source)
         )
-    task = there[0][2]
-    caption = f"{task.lemmas} words, {task.train} training occurrences, {task.test} test occurrences. "
-    caption += "Grey: a published model on other text."
-    plot = Curves(named("senses", place, task.name), f"Senses: {task.name}", caption, UNIT, lines, 1, baselines)
-    return plot._replace(caption=f"{caption} {DEPTH}") if plot.relative else plot
+    caption = f"{task.lemmas} words, {task.train} training occurrences, {task.test} test occurrences."
+    caption += " Grey: a published model." if any(line.source for line in lines) else ""
+    return Curves(named("senses", place, task.name), f"Senses: {task.name}", caption, UNIT, lines, 1, baselines)
 
 
 def _by_frequency(place: int, model: ModelAtlas, task: SenseTask) -> Curves:

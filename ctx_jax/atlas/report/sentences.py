@@ -13,12 +13,12 @@ from ctx_jax.atlas.results import Atlas, ModelAtlas, SentenceScore
 
 def blocks(atlas: Atlas) -> list[Block]:
     """A heat map for each model and corpus: pooling and repair by layer."""
-    found: list[Block] = []
+    found: list[HeatMap] = []
     for model in atlas.models:
         for corpus in dict.fromkeys(score.corpus for score in model.sentences):
             there = [score for score in model.sentences if score.corpus == corpus]
             found.append(_heat_map(len(found) + 1, model, corpus, there))
-    return found
+    return [found]
 
 
 def advice(atlas: Atlas) -> list[Block]:

@@ -7,10 +7,15 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ctx_jax.atlas.report.numbers import best, number, points, shown
-from ctx_jax.atlas.report.page import table
-from ctx_jax.atlas.report.plots import Block, Curves, HeatMap, Line, Mark, depths, named
+from ctx_jax.atlas.report.page import paragraph, table
+from ctx_jax.atlas.report.plots import Block, Curves, HeatMap, Line, Mark, depth_note, depths, named
 from ctx_jax.atlas.report.published import published
 from ctx_jax.atlas.results import Atlas, ModelAtlas, Probe, Score, Task
+
+READING = (
+    "Bands are 95 % intervals. Grey lines are baselines, grey crosses published models on other data. A mark right of "
+    "the last layer is a learnt mix of all layers. Selectivity is the score less that of the control task."
+)
 
 
 class Probed(NamedTuple):
@@ -41,12 +46,14 @@ def curves(atlas: Atlas) -> list[Block]:
     for one in _probed(atlas):
         groups.setdefault((one.task.name, one.probe.kind, one.probe.metric), []).append(one)
     plots = [_curves(place, group) for place, group in enumerate(groups.values(), 1)]
-    return [[plot for plot in plots if plot.drawn], _facts(list(groups.values()))] if plots else []
+    shown_ones = [plot for plot in plots if plot.drawn]
+    facts = _facts(list(groups.values()))
+    return [paragraph(READING), *depth_note(shown_ones), shown_ones, facts] if plots else []
 
 
 def heat_maps(atlas: Atlas) -> list[Block]:
     """One for each model."""
-    return [_heat_map(style, model) for style, model in enumerate(atlas.models) if any(t.probes for t in model.tasks)]
+    return [[_heat_map(style, model) for style, model in enumerate(atlas.models) if any(t.probes for t in model.tasks)]]
 
 
 def _probed(atlas: Atlas) -> Iterator[Probed]:
@@ -86,16 +93,11 @@ def _curves(place: int, group: list[Probed]) -> Curves:
     caption = f"{first.probe.kind.capitalize()} probe; {first.task.name}, {first.task.train} training examples, "
     caption += f"{first.task.test} test examples"
     caption += f", {first.task.classes} classes" if first.task.classes else ""
-    caption += f". Band: 95 % interval over {first.task.seeds} seeds or over examples."
-    caption += " Lower axis: score less that of the control task." if lower else ""
-    plot = Curves(
+    caption += f", {first.task.seeds} seeds."
+    return Curves(
         named("task", place, first.task.name, first.probe.kind), first.title, caption, f"{first.probe.metric}, × 100",
         lines, 1, baselines, marks, lower, "selectivity",
     )  # fmt: skip
-    return plot._replace(caption=f"{caption} {DEPTH}") if plot.relative else plot
-
-
-DEPTH = "Horizontal: relative depth l / L, since numbers of layers differ."
 
 
 def _bound(score: Score | None, side: str) -> float:

@@ -82,16 +82,15 @@ def _body(atlas: Atlas, drawn: dict[str, tuple[str, bytes]]) -> list[str]:
 
 
 def _html(block: Block, drawn: dict[str, tuple[str, bytes]]) -> str:
-    if isinstance(block, str):
-        return block
-    if isinstance(block, list):
-        return page.grid([_figure(plot, drawn, wide=False) for plot in block])
-    return _figure(block, drawn, wide=True)
+    if not isinstance(block, str):
+        alike = not any(isinstance(plot, HeatMap) for plot in block)
+        return page.side_by_side([_figure(plot, drawn) for plot in block], alike=alike)
+    return block
 
 
-def _figure(plot: Plot, drawn: dict[str, tuple[str, bytes]], *, wide: bool) -> str:
+def _figure(plot: Plot, drawn: dict[str, tuple[str, bytes]]) -> str:
     drawn[plot.name] = draw(plot)
-    return page.figure(drawn[plot.name][0], plot.caption, _numbers(plot), wide=wide)
+    return page.figure(drawn[plot.name][0], plot.caption, _numbers(plot))
 
 
 def _numbers(plot: Plot) -> str:
