@@ -55,7 +55,7 @@ SOURCES = {
 }
 
 LAYERS = [
-    ("Layer", "0 is what goes into the first layer, before any context; L is the last one. Relative depth is l / L."),
+    ("Layer", "0 is what goes into the first layer, before any context; L is the last one. Relative depth is l/L."),
 ]
 TASKS = [
     (

@@ -210,7 +210,7 @@ def _ticks(axes: Axes, relative: bool, end: float, mixes: bool) -> None:
     if mixes:
         ticks, names = [*ticks, end * 1.1], [*names, "mix"]
     axes.set_xticks(ticks, names)
-    axes.set_xlabel("relative depth, l / L" if relative else "layer")
+    axes.set_xlabel("relative depth l/L" if relative else "layer")
 
 
 def _heat_map(plot: HeatMap) -> Figure:

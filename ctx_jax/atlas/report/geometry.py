@@ -28,8 +28,8 @@ def blocks(atlas: Atlas) -> list[Block]:
         ]
         words = ", ".join(f"{geometry.words} words by {model.name}" for _, model, geometry in there)
         found.append(heading(f"{corpus}: {words}"))
-        found += [curves := _curves(place, there)]
-        found += depth_note(curves)
+        curves = _curves(place, there)
+        found += [*depth_note(curves), curves]
         found.append([_cka(place, style, model, geometry) for style, model, geometry in there if geometry.cka])
         found += [_outliers(model, geometry) for _, model, geometry in there if any(geometry.outliers)]
     return [*found, [_between(place, names, cka) for place, (names, cka) in enumerate(atlas.cka.items(), 1)]]

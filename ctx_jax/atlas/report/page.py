@@ -37,8 +37,8 @@ th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid var(--rule);
 th{font-weight:600}
 thead th{background:var(--band);vertical-align:bottom}
 th[scope=row],th.text,td.text{text-align:left}
-th[scope=row],td.text{min-width:8em}
-td.long{min-width:16em}
+th[scope=row],td.text{min-width:5em}
+td.long{min-width:16em;overflow-wrap:anywhere}
 dt{font-weight:600;margin-top:.7rem}
 dd{margin:0}
 code{font:.875em ui-monospace,monospace}

@@ -98,7 +98,7 @@ class Curves(NamedTuple):
 
     @property
     def relative(self) -> bool:
-        """Is the horizontal axis l / L? It is, where models have different numbers of layers."""
+        """Is the horizontal axis l/L? It is, where models have different numbers of layers."""
         return len({line.num_layers for line in [*self.lines, *self.lower]}) > 1
 
     @property
@@ -185,7 +185,7 @@ Block = str | Sequence[Plot]
 
 def depth_note(plots: Sequence[Plot]) -> list[str]:
     """Says so, where a plot's horizontal axis is not the number of the layer."""
-    text = "Where models have different numbers of layers the horizontal axis is the relative depth, l / L."
+    text = "Where models have different numbers of layers the horizontal axis is the relative depth l/L."
     return [paragraph(text)] if any(isinstance(plot, Curves) and plot.relative for plot in plots) else []
 
 

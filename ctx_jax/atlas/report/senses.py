@@ -25,7 +25,7 @@ def blocks(atlas: Atlas) -> list[Block]:
         for found in model.maps:
             maps += [_map(len(maps) + at, model, found, layer) for at, layer in enumerate(_in_order(found), 1)]
     plots = [plot for plot in plots if plot.drawn]
-    return ([plots, *depth_note(plots)] if plots else []) + ([heading("Maps of senses"), maps] if maps else [])
+    return ([*depth_note(plots), plots] if plots else []) + ([heading("Maps of senses"), maps] if maps else [])
 
 
 def _by_layer(place: int, there: list[tuple[int, ModelAtlas, SenseTask]]) -> Curves:
