@@ -5,6 +5,7 @@ import html.parser
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from xml.etree import ElementTree
@@ -26,7 +27,7 @@ class Element:
     """Of a page: tag, attributes, children and text."""
 
     def __init__(self, tag, attributes=()):
-        self.tag, self.attributes, self.children, self.own = tag, dict(attributes), [], []
+        self.tag, self.attributes, self.children = tag, dict(attributes), []
 
     def all(self):
         yield self
@@ -118,12 +119,13 @@ def test_summary_says_what_the_record_says():
     lines = summary(two_models())
     assert len(lines) == 10
     assert lines[0] == (
-        "minilm: BERT, 6 layers of 384, 22.7 M parameters. Best layers of 0 to 6: part of speech 2, dependency relation "
-        "4, dependency trees 4, named entities 5, semantic roles 4, senses of SemCor to ALL 6, senses of CoarseWSD-20 6."
+        "minilm: BERT, 6 layers of 384, 22.7 M parameters. Best layers of 0 to 6: part of speech 2, "
+        "dependency relation 4, dependency trees 4, named entities 5, semantic roles 4, senses of SemCor to ALL 6, "
+        "senses of CoarseWSD-20 6."
     )
     assert lines[6] == (
-        "elmo: anisotropy, the mean cosine of two random words: 0.070 at layer 0, 0.470 at layer 2, where it is highest, "
-        "0.470 at the last."
+        "elmo: anisotropy, the mean cosine of two random words: 0.070 at layer 0, 0.470 at layer 2, where it is "
+        "highest, 0.470 at the last."
     )
     # of the trees: 0.31 + 0.42 (1 − (4/6 − 0.6)² / 0.6²) at layer 4, 0.31 + 0.42 (1 − 0.4² / 0.6²) at layer 6
     assert lines[2].endswith("most on dependency trees, 18.1 less than layer 4.")
@@ -244,7 +246,11 @@ def test_heat_maps_show_the_records_numbers(written):
     assert [row[1:] for row in table[1:]] == [[f"{value:.2f}" for value in row] for row in geometry.cka]
     (table,) = tables(root, "elmo: STS-B")
     scores = {(s.pooling, s.repair, s.layer): f"{s.spearman:.1f}" for s in atlas.models[1].sentences}
-    shown = {(*row[0].split(", "), layer): cell for row in table[1:] for layer, cell in zip(table[0][1:], row[1:])}
+    shown = {
+        (*row[0].split(", "), layer): cell
+        for row in table[1:]
+        for layer, cell in zip(table[0][1:], row[1:], strict=True)
+    }
     assert shown == scores
 
 
@@ -351,3 +357,25 @@ def test_whatever_a_text_holds_it_stays_a_text(tmp_path, drawing):
     for path in (tmp_path / "plots").glob("*.svg"):
         ElementTree.parse(path)
         assert re.fullmatch(r"[a-z0-9-]+", path.stem)
+
+
+@pytest.mark.slow
+def test_a_telephone_shows_it_without_moving_it_sideways(written, tmp_path):
+    """Chromium lays it out 360 px wide: nothing sticks out, but for what scrolls within its own box."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no chromium")
+    (tmp_path / "index.html").write_bytes((written[0] / "index.html").read_bytes())
+    (tmp_path / "frame.html").write_text(
+        "<iframe id=page src=index.html style='width:360px;height:800px;border:0'></iframe><script>"
+        "page.onload = () => { const found = page.contentDocument; const wide = [...found.querySelectorAll('body *')]"
+        ".filter(e => !e.closest('.scroll') && e.getBoundingClientRect().right > 360.5).map(e => e.tagName);"
+        "document.title = found.documentElement.scrollWidth + ' ' + found.querySelectorAll('svg').length + wide }"
+        "</script>"
+    )
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
+               f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000", "--dump-dom",
+               (tmp_path / "frame.html").as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    plots = len(list((written[0] / "plots").glob("*.svg")))
+    assert f"<title>360 {plots}</title>" in done.stdout

@@ -31,6 +31,8 @@ BASELINES: list[Any] = [(0, (6, 2)), (0, (3, 2)), (0, (1, 2)), (0, (6, 2, 1, 2))
 GREY = "#767676"
 GREY_MARKERS = {True: "x", False: "+"}
 """Of published values: of all layers, of some."""
+MARKED = 13
+"""Markers of a line, at most."""
 SETTINGS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ctx-jax",
@@ -56,6 +58,8 @@ SETTINGS = {
 }
 WIDTH = 3.6
 """Inches of a small plot: 346 px, nearly what a telephone has."""
+TITLE = 36
+"""Letters of a line of a small plot's title."""
 PIXELS = 150
 """Of an inch, in the PNG."""
 
@@ -84,6 +88,8 @@ def draw(plot: Plot) -> tuple[str, bytes]:
             figure, tips = _heat_map(plot), {}
         else:
             figure, tips = _scatter(plot)
+        figure.draw_without_rendering()  # lays out once, for both files
+        figure.set_layout_engine("none")
         svg, png = io.BytesIO(), io.BytesIO()
         figure.savefig(svg, format="svg", metadata={"Date": None})
         figure.savefig(png, format="png", dpi=PIXELS, metadata={"Software": None})
@@ -130,13 +136,12 @@ def _figure(width: float, height: float) -> Figure:
 def _curves(plot: Curves) -> Figure:
     entries: list[tuple[Any, str]] = []
     lower = [line for line in plot.lower if line.drawn]
-    labels = len(plot.lines) + len(plot.baselines) + len(lower) + len(plot.marks)
-    figure = _figure(WIDTH, (3.5 if lower else 2.5) + 0.19 * labels)
+    figure = _figure(WIDTH, 3.5 if lower else 2.5)
     if lower:
         axes, beneath = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     else:
         axes = beneath = figure.subplots()
-    axes.set_title(_wrapped(plot.title, 44))
+    axes.set_title(_wrapped(plot.title, TITLE))
     _lines(axes, plot.lines, plot.relative, entries)
     end = 1.0 if plot.relative else max(line.num_layers for line in plot.lines)
     for place, mark in enumerate(mark for mark in plot.marks if math.isfinite(mark.value)):
@@ -153,11 +158,19 @@ def _curves(plot: Curves) -> Figure:
         _lines(beneath, lower, plot.relative, entries)
         beneath.set_ylabel(plot.lower_unit)
     _ticks(beneath, plot.relative, end, bool(plot.marks))
-    figure.legend(
-        [handle for handle, _ in entries], [_visible(label) for _, label in entries],
-        loc="outside lower left", ncols=1, handlelength=3.2, labelspacing=0.25, borderaxespad=0.2,
-    )  # fmt: skip
+    _legend(figure, entries)
     return figure
+
+
+def _legend(figure: Figure, entries: list[tuple[Any, str]]) -> None:
+    """Beneath the plot, which grows by it."""
+    labels = [_visible(label) for _, label in entries]
+    height = figure.get_figheight() + sum(0.06 + 0.125 * len(label.split("\n")) for label in labels)
+    figure.set_size_inches(figure.get_figwidth(), height)
+    figure.legend(
+        [handle for handle, _ in entries], labels, loc="outside lower left", handlelength=3.2, labelspacing=0.25,
+        borderaxespad=0.2,
+    )  # fmt: skip
 
 
 def _lines(axes: Axes, lines: Any, relative: bool, entries: list[tuple[Any, str]]) -> None:
@@ -171,6 +184,7 @@ def _lines(axes: Axes, lines: Any, relative: bool, entries: list[tuple[Any, str]
             x, line.values, color=colour, marker=marker,
             linestyle=DASHES[line.dashes % len(DASHES)] if line.joined else "none",
             markerfacecolor=colour if line.dashes == 0 else "white",
+            markevery=math.ceil(len(x) / MARKED),
             markersize=7 if line.style is None else 4.5, markeredgewidth=1.6 if line.style is None else 1,
         )  # fmt: skip
         if line.low is not None and line.high is not None:
@@ -217,11 +231,10 @@ def _heat_map(plot: HeatMap) -> Figure:
     from matplotlib.patches import Rectangle
 
     rows = [_wrapped(row, 34) for row in plot.rows]
-    written = len(plot.columns) <= 14
-    cell = 0.42 if written else 0.2
+    cell = 0.2 if not plot.written else 0.42 if len(plot.columns) <= 14 else 0.36
     longest = max(len(part) for row in rows for part in row.split("\n"))
     tall = [max(1, row.count("\n") + 1) for row in rows]
-    height = max(cell if not written else 0.27, 0.16 * max(tall))
+    height = max(0.27 if plot.written else cell, 0.16 * max(tall))
     figure = _figure(0.4 + 0.075 * longest + cell * len(plot.columns), 1.0 + height * len(rows))
     axes = figure.subplots()
     colours = _shades()
@@ -230,7 +243,7 @@ def _heat_map(plot: HeatMap) -> Figure:
             missing = not math.isfinite(shade)
             colour = "#ffffff" if missing else colours(min(max(shade, 0.0), 1.0))
             axes.add_patch(Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="white", linewidth=0.6))
-            if written:
+            if plot.written:
                 best = plot.marked[y] == x
                 axes.text(
                     x + 0.5, y + 0.5, shown(value, plot.digits), ha="center", va="center", fontsize=7.5,
@@ -240,7 +253,7 @@ def _heat_map(plot: HeatMap) -> Figure:
             inset = (best + 0.04, y + 0.06)
             axes.add_patch(Rectangle(inset, 0.92, 0.88, fill=False, edgecolor=COLOURS[1], linewidth=1.4, zorder=3))
     axes.set(xlim=(0, len(plot.columns)), ylim=(len(rows), 0))
-    step = 1 if written else math.ceil(len(plot.columns) / 13)
+    step = 1 if plot.written else math.ceil(len(plot.columns) / 13)
     axes.set_xticks([x + 0.5 for x in range(0, len(plot.columns), step)], plot.columns[::step])
     if max(map(len, plot.columns)) > 5:
         axes.tick_params(axis="x", labelrotation=45)
@@ -271,25 +284,22 @@ def _luminance(colour: Any) -> float:
 
 def _scatter(plot: Scatter) -> tuple[Figure, dict[str, list[str]]]:
     entries, tips = [], {}
-    figure = _figure(WIDTH, 3.3 + 0.19 * len(plot.kinds))
+    figure = _figure(WIDTH, 3.3)
     axes = figure.subplots()
-    axes.set_title(_wrapped(plot.title, 44))
+    axes.set_title(_wrapped(plot.title, TITLE))
     # Two cycles of different lengths: 77 senses until a colour and a marker meet again.
     looks = itertools.cycle(zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False))
     for place, ((name, places, texts), (colour, marker)) in enumerate(zip(plot.kinds, looks, strict=False)):
         there = [(x, y, text) for (x, y), text in zip(places, texts, strict=True) if math.isfinite(x + y)]
         (drawn,) = axes.plot(
             [x for x, _, _ in there], [y for _, y, _ in there], linestyle="none", color=colour, marker=marker,
-            markersize=4.5, markeredgecolor="white", markeredgewidth=0.4, gid=f"kind-{place}",
+            markersize=6, markeredgecolor="white", markeredgewidth=0.4, gid=f"kind-{place}",
         )  # fmt: skip
         tips[f"kind-{place}"] = [plain(f"{name}: {text}") for _, _, text in there]
         entries.append((drawn, f"{name} ({len(there)})"))
     axes.set_xticks([])
     axes.set_yticks([])
-    figure.legend(
-        [handle for handle, _ in entries], [_visible(label) for _, label in entries],
-        loc="outside lower left", ncols=1, labelspacing=0.25, borderaxespad=0.2,
-    )  # fmt: skip
+    _legend(figure, entries)
     return figure, tips
 
 

@@ -11,6 +11,8 @@ from ctx_jax.atlas.report.published import published
 from ctx_jax.atlas.results import Atlas, Geometry, ModelAtlas
 
 Values = Callable[[Geometry], list[float]]
+WRITTEN = 14
+"""Layers up to which cells of CKA hold numbers."""
 WIDEST = 5
 """Outlier dimensions that are named; of more, how many there are."""
 
@@ -102,7 +104,7 @@ def _between(place: int, names: str, cka: list[list[float]]) -> HeatMap:
 def _alike(name: str, title: str, rows: list[str], columns: list[str], across: str, cka: list[list[float]]) -> HeatMap:
     values = [[number(value) for value in row] for row in cka]
     return HeatMap(name, title, "1, the darkest: alike but for a rotation.", rows, columns, across, "layers", values,
-                   values, 2, [None] * len(rows))  # fmt: skip
+                   values, 2, [None] * len(rows), len(columns) <= WRITTEN)  # fmt: skip
 
 
 def _outliers(model: ModelAtlas, geometry: Geometry) -> str:

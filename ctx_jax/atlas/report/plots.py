@@ -131,6 +131,7 @@ class HeatMap(NamedTuple):
       shades: [rows, columns], from 0 to 1: dark is 1.
       digits: after the point.
       marked: of each row, the column whose cell has a frame; None without.
+      written: cells have their numbers in them, else their colours alone.
     """
 
     name: str
@@ -144,6 +145,7 @@ class HeatMap(NamedTuple):
     shades: list[list[float]]
     digits: int
     marked: Sequence[int | None]
+    written: bool = True
 
     @property
     def alt(self) -> str:
