@@ -19,9 +19,7 @@ from ctx_jax.atlas.results import (
 
 TASKS = {
     "en_ewt-ud/pos": ("part of speech", 17, "linear", "accuracy", 0.84, 0.11, 0.4),
-    "en_ewt-ud/deprel": ("dependency relation", 49, "linear", "accuracy", 0.62, 0.24, 0.7),
     "en_ewt-ud/trees": ("dependency trees", 0, "distance", "UUAS", 0.31, 0.42, 0.6),
-    "conll2003/ner": ("named entities", 9, "edge", "micro-F1", 0.71, 0.2, 0.8),
     "ewt_propbank/srl": ("semantic roles", 28, "edge", "micro-F1", 0.55, 0.21, 0.75),
 }
 
@@ -44,7 +42,7 @@ def model(name: str, kind: str, num_layers: int, width: int, shift: float) -> Mo
         "bank", "PCA", ["money", "river", "row"], [point % 3 for point in range(30)],
         [f"… the «bank» of number {point} …" for point in range(30)],
         {str(layer): [(point % 3 * (1 + layer) + math.sin(point), math.cos(3 * point)) for point in range(30)]
-         for layer in (0, num_layers // 2, num_layers)},
+         for layer in (num_layers, 0)},
     )  # fmt: skip
     sentences = [
         SentenceScore("STS-B", layer, pooling, repair, 50 + 3 * a + 5 * b - 2 * c + 100 * shift)
@@ -97,7 +95,7 @@ def geometry(num_layers: int, width: int, depth: list[float], shift: float) -> G
 def senses(name: str, depth: list[float], shift: float) -> SenseTask:
     """Better with depth, worse for rare senses."""
     grow = lambda start: [start + shift + 0.15 * at for at in depth]
-    frequency = {"1-4": grow(0.35), "5-19": grow(0.5), "20+": grow(0.62)}
+    frequency = {"1-4": grow(0.35), "5-19": grow(0.5), "20+": grow(0.62)} if name.startswith("SemCor") else {}
     return SenseTask(name, 226_036, 7_253, 1_234, grow(0.55), grow(0.53), 0.652, frequency, grow(0.45))
 
 

@@ -36,7 +36,6 @@ MARKED = 13
 SETTINGS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ctx-jax",
-    "svg.id": None,
     "text.parse_math": False,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],

@@ -46,7 +46,7 @@ a{color:inherit}
 @media print{@page{size:A4;margin:14mm}:root{--ink:#000;--soft:#444;--rule:#bbb;--paper:#fff;--band:#eee;
 color-scheme:light}body{max-width:none;padding:0;font-size:9.5pt}details{display:none}
 .plots{grid-template-columns:1fr 1fr;gap:.4rem}.plots svg{width:84%!important}figcaption{font-size:7.5pt}
-figure,tr,dt,ol.lines li{break-inside:avoid}h2,h3,dt{break-after:avoid}
+figure,tr,dt,ol.lines li{break-inside:avoid}h2,h3,dt,thead{break-after:avoid}
 .scroll{overflow:visible}figure svg{max-width:100%}table{font-size:7.5pt}th,td{padding:.15rem .3rem}
 td.long{min-width:12em}th[scope=row],td.text{min-width:5em}}
 """
