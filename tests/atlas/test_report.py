@@ -272,6 +272,59 @@ def test_curves_show_the_records_numbers(written):
     assert ["elmo, 1-NN", *(f"{100 * value:.1f}" for value in task.one_nn), *[""] * 4] in rows
 
 
+def test_tables_show_the_records_numbers(written):
+    folder, _ = written
+    root = read(folder)
+    # of layer 4: dimensions 124 to 129, z from 7.5 to 12.5
+    (rows,) = tables(root, "minilm: outlier dimensions of 384, those farthest out first")
+    assert rows[5] == [
+        "4", "6", "129 (z 12.5), 128 (z 11.5), 127 (z 10.5), 126 (z 9.5), 125 (z 8.5) and 1 more",
+    ]  # fmt: skip
+    # of the trees: layer 3 has 0.31 + 0.42 (1 − 0.1² / 0.6²) = 0.718, less than a point below layer 4
+    (rows,) = tables(root, "minilm: scores × 100")
+    assert rows[2][:9] == ["dependency trees", "UUAS", "4", "72.5", "54.3", "73.6", "3", "71.8", "50"]
+    (rows,) = tables(root, "Of each task; bits at the layer with the fewest. Seconds are of all of a task's probes.")
+    # 3 − 0.725 bits of 4
+    assert rows[3] == ["dependency trees, distance, UUAS", "minilm", "4", "72.5", "73.6", "1.25", "1.75",
+                       "2.275 (layer 4)", "1.8", "321.5"]  # fmt: skip
+    (rows,) = tables(root, "Run")
+    assert [row[1] for row in rows[3:]] == ["2026-01-02T03:04:05", "1234.5 s", "2.35 GB"]
+
+
+def test_plots_name_their_lines_and_axes(written):
+    texts = {}
+    for path in (written[0] / "plots").glob("*.svg"):
+        texts[path.stem] = ["".join(text.itertext()) for text in ElementTree.parse(path).iter(f"{SVG}text")]
+    task = texts["task-1-en-ewt-ud-pos-linear"]
+    for text in ("minilm", "elmo", "word type 86.0", "majority 17.1, below the axis", "minilm, mix of layers 96.0",
+                 "elmo, selectivity", "BERT-base (Tenney et al. 2019b)", "relative depth l/L", "mix"):  # fmt: skip
+        assert text in task, text
+    frequency = texts["senses-frequency-1-minilm-semcor-to-all"]
+    assert "layer" in frequency
+    assert "relative depth l/L" not in frequency
+    assert [text for text in frequency if "training" in text] == [
+        "1-4 in training",
+        "5-19 in training",
+        "20+ in training",
+    ]
+    assert "BERT-base, 1-NN (Loureiro et al. 2022)" in texts["senses-1-semcor-to-all"]
+    assert "BERT-base, 1-NN (Loureiro et al. 2022)" not in texts["senses-2-coarsewsd-20"]
+
+
+def test_models_differ_in_marker_and_colour(written):
+    """A print in grey tells them apart as well: of the two lines of norms."""
+    svg = ElementTree.parse(written[0] / "plots" / "geometry-1-5-norm.svg").getroot()
+    lines = [
+        group
+        for group in svg.iter(f"{SVG}g")
+        if "line2d" in group.attrib.get("id", "") and len(list(group.iter(f"{SVG}use"))) > 2
+    ]
+    assert len(lines) == 2
+    shapes = {line.find(f".//{SVG}defs/{SVG}path").attrib["d"] for line in lines}
+    colours = {re.search(r"stroke: (#\w+)", line.find(f"{SVG}path").attrib["style"])[1] for line in lines}
+    assert len(shapes) == len(colours) == 2
+
+
 def test_published_curves_are_named_with_their_source(written):
     root = read(written[0])
     (rows,) = tables(root, "Anisotropy: mean cosine")
@@ -375,9 +428,11 @@ def test_a_telephone_shows_it_without_moving_it_sideways(written, tmp_path):
         "document.title = found.documentElement.scrollWidth + ' ' + found.querySelectorAll('svg').length + wide }"
         "</script>"
     )
-    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-               "--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000", "--dump-dom",
-               (tmp_path / "frame.html").as_uri()]  # fmt: skip
+    options = [
+        "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files",
+        "--virtual-time-budget=20000", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
+    ]  # fmt: skip
+    command = [chromium, *options, (tmp_path / "frame.html").as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     plots = len(list((written[0] / "plots").glob("*.svg")))
     assert f"<title>360 {plots}</title>" in done.stdout
