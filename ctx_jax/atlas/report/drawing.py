@@ -59,6 +59,8 @@ WIDTH = 3.6
 """Inches of a small plot: 346 px, nearly what a telephone has."""
 TITLE = 36
 """Letters of a line of a small plot's title."""
+LABEL = 48
+"""Letters of a line of its legend."""
 PIXELS = 150
 """Of an inch, in the PNG."""
 
@@ -90,7 +92,7 @@ def draw(plot: Plot) -> tuple[str, bytes]:
         figure.draw_without_rendering()  # lays out once, for both files
         figure.set_layout_engine("none")
         svg, png = io.BytesIO(), io.BytesIO()
-        figure.savefig(svg, format="svg", metadata={"Date": None})
+        figure.savefig(svg, format="svg")
         figure.savefig(png, format="png", dpi=PIXELS, metadata={"Software": None})
     return _finished(svg.getvalue(), plot, tips), png.getvalue()
 
@@ -163,7 +165,7 @@ def _curves(plot: Curves) -> Figure:
 
 def _legend(figure: Figure, entries: list[tuple[Any, str]]) -> None:
     """Beneath the plot, which grows by it."""
-    labels = [_visible(label) for _, label in entries]
+    labels = [_wrapped(label, LABEL) for _, label in entries]
     height = figure.get_figheight() + sum(0.06 + 0.125 * len(label.split("\n")) for label in labels)
     figure.set_size_inches(figure.get_figwidth(), height)
     figure.legend(
@@ -304,12 +306,6 @@ def _scatter(plot: Scatter) -> tuple[Figure, dict[str, list[str]]]:
 
 def _gap(high: float, low: float) -> float:
     return max(high - low, 0.0) if math.isfinite(high - low) else 0.0
-
-
-def _visible(label: str) -> str:
-    """Legends leave out labels that begin with _; a space of no width before it keeps them."""
-    label = _wrapped(plain(label), 48)
-    return f"\u200b{label}" if label.startswith("_") else label
 
 
 def _wrapped(text: str, width: int) -> str:
