@@ -18,7 +18,10 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Score:
-    """A number with its 95 % confidence interval over seeds, or over a bootstrap of the examples."""
+    """A number with its 95 % confidence interval over seeds, or over a bootstrap of the examples.
+
+    Accuracies, F1 and correlations are of 1, here and in all records but `SentenceScore`; the report shows hundredths.
+    """
 
     mean: float
     low: float
