@@ -8,7 +8,6 @@ import fnmatch
 import hashlib
 import itertools
 import os
-import pathlib
 import platform
 import resource
 import time
@@ -398,12 +397,3 @@ def _content(record: Edges | Trees | Senses | WordPairs | TextPairs) -> str:
 
 def _plain(value: object) -> object:
     return [asdict(each) for each in value] if isinstance(value, list) else asdict(value)
-
-
-def write(atlas: Atlas, folder: str | os.PathLike[str]) -> pathlib.Path:
-    """The report: atlas.json, index.html and the pictures."""
-    from ctx_jax.atlas.report import write_report
-
-    path = pathlib.Path(folder)
-    write_report(atlas, path)
-    return path

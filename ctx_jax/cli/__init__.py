@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import ctx_jax
-from ctx_jax.cli import bench, compile, data, encode, flops, interop, pretrain
+from ctx_jax.cli import atlas, bench, compile, data, encode, flops, interop, pretrain
 from ctx_jax.cli.config_file import load_config as load_config
 from ctx_jax.cli.parsing import command
 from ctx_jax.errors import InputError, did_you_mean
@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "verify": ("read an import or an export again", command(interop.Verify, interop.verify, "verify")),
     "bench": ("how fast models are beside their peers", command(bench.Bench, bench.bench, "bench")),
     "compile": ("a config's training step for TPUs, without one", compile.compile_),
+    "atlas": ("what each layer of encoders knows, as a report", command(atlas.MakeAtlas, atlas.make_atlas, "atlas")),
     "flops": ("what models cost, counted three ways, beside a budget", command(flops.Flops, flops.flops, "flops")),
     "flops search": ("encoders that fit a budget", command(flops.Search, flops.search, "flops search")),
     "flops claims": ("what is said of FLOPs, and what is true", command(flops.Claims, flops.claims, "flops claims")),

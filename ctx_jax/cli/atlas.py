@@ -57,7 +57,7 @@ class MakeAtlas:
 
 
 def make_atlas(command: MakeAtlas) -> int:
-    """atlas"""
+    """Atlas"""
     from ctx_jax.atlas.cache import Cache
     from ctx_jax.atlas.probes.labelling import Probing
     from ctx_jax.atlas.probes.training import Training

@@ -48,6 +48,10 @@ SOURCES = {
         "for disambiguation and beyond. Artificial Intelligence 305, 2022.",
         "https://arxiv.org/abs/2105.12449",
     ),
+    "not confirmed": (
+        "Numbers that are quoted in the field for this model; we have not found the table that they stand in.",
+        "",
+    ),
     "Peters et al. 2018": (
         "Matthew Peters et al. Deep contextualized word representations. NAACL 2018.",
         "https://aclanthology.org/N18-1202",

@@ -32,8 +32,8 @@ class Published(NamedTuple):
 PUBLISHED = [
     Published("anisotropy", "ELMo", 2, {0: 0.008, 1: 0.157, 2: 0.136}, None, "Ethayarajh 2019"),
     Published("anisotropy", "BERT-base-cased", 12, {0: 0.105, 11: 0.675, 12: 0.477}, None, "Ethayarajh 2019"),
-    Published("pos", "BERT-base", 12, {0: 0.884}, 0.966, "Tenney et al. 2019b"),
-    Published("1-nn of SemCor", "BERT-base", 12, {0: 0.527, 11: 0.725}, None, "Loureiro et al. 2022"),
+    Published("pos", "BERT-base", 12, {0: 0.884}, 0.966, "not confirmed"),
+    Published("1-nn of SemCor", "BERT-base", 12, {0: 0.527, 11: 0.725}, None, "not confirmed"),
 ]
 
 
