@@ -96,10 +96,10 @@ def find(word: str, sentences: Iterable[str | Words], most: int = 2000, seed: in
         read += 1
         if isinstance(sentence, str):
             # Splitting is what takes the time, and most sentences do not have the word.
-            if target[0] not in sentence.casefold():
+            if target[0] not in _form(sentence):
                 continue
             sentence = split_words(sentence)
-        for begin in _places(target, [word.casefold() for word in sentence]):
+        for begin in _places(target, [_form(word) for word in sentence]):
             sample.offer((sentence, begin, begin + len(target), None))
     return _occurrences(sample, read)
 
@@ -189,14 +189,19 @@ def search(
 
 
 def words_of(word: str) -> list[str]:
-    """What is looked for: words without case.
+    """What is looked for: words without case, typographic apostrophes as plain ones.
 
     Raises:
       InputError: there are none.
     """
-    if not (words := [part.casefold() for part in split_words(word)]):
+    if not (words := [_form(part) for part in split_words(word)]):
         raise InputError(f"word: found {word!r}, expected a word, or several with blanks between")
     return words
+
+
+def _form(text: str) -> str:
+    """Without case, and with one kind of apostrophe."""
+    return text.casefold().replace("’", "'")
 
 
 def other_words(
@@ -208,12 +213,12 @@ def other_words(
     What has no letter is left out, and so are words that the occurrences themselves are made of.
     """
     places = zip(occurrences.sentence, occurrences.spans, strict=True)
-    own = {word.casefold() for number, span in places for word in occurrences.sentences[number][slice(*span)]}
+    own = {_form(word) for number, span in places for word in occurrences.sentences[number][slice(*span)]}
     found = [
-        (number, place, word.casefold())
+        (number, place, _form(word))
         for number, words in enumerate(occurrences.sentences)
         for place, word in enumerate(words)
-        if word.casefold() not in own and any(character.isalpha() for character in word)
+        if _form(word) not in own and any(character.isalpha() for character in word)
     ]
     seen: Counter[str] = Counter()
     ranks = []
@@ -307,7 +312,7 @@ def _near(word: str, sentences: Iterable[str | Words]) -> str:
     """For people: what may have been meant."""
     target, known = words_of(word), set()
     for sentence in itertools.islice(sentences, NEAR_SENTENCES):
-        known.update(part.casefold() for part in (split_words(sentence) if isinstance(sentence, str) else sentence))
+        known.update(_form(part) for part in (split_words(sentence) if isinstance(sentence, str) else sentence))
     if known.issuperset(target):
         return "; its words do, but not one after the other"
     unknown = [part for part in dict.fromkeys(target) if part not in known]
