@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.stats
+from oracles.parameters import random_params
 
 from ctx_jax import InputError
 from ctx_jax.arrays import Representations
@@ -31,8 +32,8 @@ from ctx_jax.atlas.results import WordSenses, from_json
 from ctx_jax.atlas.word_senses import CONTEXTS, context, umap_2d, word_senses
 from ctx_jax.data.sources import find_sources, read_documents
 from ctx_jax.encoder import BertEncoder
-from ctx_jax.models.bert import BertConfig, BertWithHeads
-from ctx_jax.nn.parameters import Bound
+from ctx_jax.interop.run_folder import bound_model
+from ctx_jax.models.bert import BertConfig
 from ctx_jax.text.load import load_tokenizer
 
 CONFIG = BertConfig(
@@ -227,11 +228,8 @@ def test_other_words_are_many():
 
 
 def test_vectors_are_those_of_the_sentence_alone(topics_corpus):
-    grow = lambda path, x: x * 8 if path[-1].key in ("kernel", "table") else x
-    params = Bound(lambda rngs: BertWithHeads(CONFIG, rngs=rngs)).init(jax.random.key(0))
-    encoder = BertEncoder(
-        CONFIG, jax.tree_util.tree_map_with_path(grow, params), load_tokenizer(topics_corpus / "tokenizer")
-    )
+    params = jax.tree.map(jax.numpy.asarray, random_params(bound_model(CONFIG).shapes, 0))
+    encoder = BertEncoder(CONFIG, params, load_tokenizer(topics_corpus / "tokenizer"))
     sentences = [["A", "set", "is", "empty", "."], ["Incomprehensibilities", "are", "the", "base", "class"]]
     sentence, spans = np.array([1, 0, 1]), np.array([[3, 5], [1, 2], [0, 1]])
     seen = []

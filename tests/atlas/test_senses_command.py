@@ -112,7 +112,7 @@ def test_labelled_data(bert, tmp_path, capsys):
     folder.mkdir(parents=True)
     (folder / "classes_map.txt").write_text('{"0": "money", "1": "river"}')
     for split in ("train", "test"):
-        lines = [f"1\tthe bank lends {split} {number}\n3\tsat on the banks .{number}\n" for number in range(5)]
+        lines = [f"1\tthe bank lends {split} {number}\n3\tsat on the banks {split} {number}\n" for number in range(5)]
         (folder / f"{split}.data.txt").write_text("".join(lines))
         (folder / f"{split}.gold.txt").write_text("0\n1\n" * 5)
     assert cli.main(["senses", "bank", str(bert), "--corpus", str(tmp_path / "coarse")]) == 0
