@@ -161,10 +161,12 @@ def search(
       show_progress: a bar on standard error.
 
     Raises:
-      InputError: no such text, or it is broken; the word does not occur.
+      InputError: no such text, or it is broken; the word does not occur; `sentences` of labelled data.
     """
     words_of(word)  # before anything is read
     if os.path.isdir(corpus):
+        if sentences is not None:
+            raise InputError(f"sentences: found {sentences!r}, expected none: {corpus} has labelled data, in sentences")
         corpora = [each for each in discover(corpus) if _of_senses(each)]
         if not corpora:
             raise InputError(f"{corpus}: found no word senses, expected such data, or the text in it as DIR/*")

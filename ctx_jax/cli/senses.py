@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 SHOWN = 3
 """Contexts of a cluster."""
+SHOWN_WORDS = 8
+"""Neighbours of a cluster, so that they fit into a line."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,9 @@ def _report(found: "WordSenses") -> list[str]:
         if cluster.senses:
             lines.append(f"{'':11}senses: {', '.join(f'{name} {count:,}' for name, count in cluster.senses.items())}")
         if cluster.words:
-            lines.append(f"{'':11}near: {', '.join(f'{word} {cosine:.2f}' for word, cosine in cluster.words)}")
+            lines.append(
+                f"{'':11}near: {', '.join(f'{word} {cosine:.2f}' for word, cosine in cluster.words[:SHOWN_WORDS])}"
+            )
     gold = best.ari is not None
     lines += ["", "layer  clusters  silhouette  self-similarity" + "    ARI      V" * gold]
     return lines + [_line(layer) for layer in found.layers]

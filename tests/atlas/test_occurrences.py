@@ -187,6 +187,8 @@ def test_words_of_labelled_data_that_are_no_lemma(coarse):
     assert (found.found, found.senses) == (3, None)
     with pytest.raises(InputError, match=r"'lend' does not occur in its 4 sentences \(did you mean 'lends'\?\)"):
         search("lend", coarse)
+    with pytest.raises(InputError, match="sentences: found 'split', expected none"):
+        search("bank", coarse, sentences="split")
 
 
 def test_two_inventories(coarse, raganato):
