@@ -16,6 +16,7 @@ from ctx_jax.encoder.base import Encoder
 from ctx_jax.encoder.shards import fingerprint
 from ctx_jax.errors import InputError
 from ctx_jax.flops.architectures import longest
+from ctx_jax.interop.programs.forward import Layers
 
 WINDOW_BYTES = 128 << 20
 """Of the vectors of sub-words that are in memory at once."""
@@ -69,8 +70,8 @@ def word_features(
     key = {"what": "words", "model": fingerprint(encoder), "texts": text_hash(sentences), "dtype": dtype}
 
     def fill(vectors: np.ndarray) -> None:
-        for number, means in _sentence_means(encoder, sentences, range(len(sentences)), dtype, done):
-            vectors[starts[number] : starts[number + 1]] = means
+        for number, means in sentence_means(encoder, sentences, range(len(sentences)), done=done):
+            vectors[starts[number] : starts[number + 1]] = _fitting(number, means, dtype)
 
     return Features(cache.array(key, shape, _dtype(dtype), fill), starts)
 
@@ -95,12 +96,29 @@ def span_features(
     shape = (len(sentence), encoder.config.num_layers + 1, encoder.width)
 
     def fill(vectors: np.ndarray) -> None:
-        for number, means in _sentence_means(encoder, sentences, asked, dtype, done):
+        for number, means in sentence_means(encoder, sentences, asked, done=done):
             for place in order[begins[number] : begins[number + 1]]:
-                begin, end = spans[place]
-                vectors[place] = means[begin:end].mean(0)
+                vectors[place] = _fitting(number, means[slice(*spans[place])].mean(0), dtype)
 
     return cache.array(key, shape, _dtype(dtype), fill)
+
+
+def sentence_means(
+    encoder: Encoder,
+    sentences: Sequence[Words],
+    numbers: Sequence[int] | Int[np.ndarray, "M"],
+    layers: Layers = "all",
+    done: Callable[[int], object] = lambda count: None,
+) -> Iterator[tuple[int, Float[np.ndarray, "W K D"]]]:
+    """Vectors of the words of some sentences, one sentence after the other, the longest first; as `word_features`."""
+    most = longest(encoder.config)
+    stride = 0 if most is None else min(STRIDE, most // 4)
+    numbers = np.asarray(numbers)
+    for window in windows(encoder, [sentences[number] for number in numbers]):
+        texts = [list(sentences[number]) for number in numbers[window]]
+        found = encoder.encode(texts, layers=layers, on_too_long="split", stride=stride)
+        yield from zip(numbers[window], word_means(found, [len(words) for words in texts]), strict=True)
+        done(len(window))
 
 
 def _dtype(name: str) -> np.dtype:
@@ -109,27 +127,11 @@ def _dtype(name: str) -> np.dtype:
     return np.dtype(name)
 
 
-def _sentence_means(
-    encoder: Encoder,
-    sentences: Sequence[Words],
-    numbers: Sequence[int] | Int[np.ndarray, "M"],
-    dtype: str,
-    done: Callable[[int], object],
-) -> Iterator[tuple[int, Float[np.ndarray, "W L D"]]]:
-    """Vectors of the words of some sentences, one after the other, in no order."""
-    limit = float(np.finfo(_dtype(dtype)).max)
-    most = longest(encoder.config)
-    stride = 0 if most is None else min(STRIDE, most // 4)
-    numbers = np.asarray(numbers)
-    for window in windows(encoder, [sentences[number] for number in numbers]):
-        texts = [list(sentences[number]) for number in numbers[window]]
-        found = encoder.encode(texts, layers="all", on_too_long="split", stride=stride)
-        for number, means in zip(numbers[window], word_means(found, [len(words) for words in texts]), strict=True):
-            if not np.abs(means).max(initial=0) <= limit:
-                found = f"found {np.abs(means).max():.3g}, more than {dtype} holds"
-                raise InputError(f"sentence {number}: {found}; expected float32, or a model without such values")
-            yield number, means
-        done(len(window))
+def _fitting(number: int, means: Float[np.ndarray, "W L D"], dtype: str) -> Float[np.ndarray, "W L D"]:
+    if not np.abs(means).max(initial=0) <= np.finfo(_dtype(dtype)).max:
+        found = f"found {np.abs(means).max():.3g}, more than {dtype} holds"
+        raise InputError(f"sentence {number}: {found}; expected float32, or a model without such values")
+    return means
 
 
 def windows(encoder: Encoder, sentences: Sequence[Words]) -> Iterator[Int[np.ndarray, "W"]]:

@@ -307,3 +307,73 @@ def from_json(kind: Any, value: Any) -> Any:
     if origin is dict:
         return {key: from_json(arguments[1], item) for key, item in value.items()}
     return value
+
+
+@dataclass(frozen=True)
+class SenseCluster:
+    """A cluster of a word's occurrences on one layer.
+
+    Attributes:
+      share: of the occurrences.
+      contexts: those nearest to the mean of the unit vectors, the nearest first: words with the word between « and ».
+      words: other words of the sentences, by their occurrence nearest to that mean, with its cosine, the nearest first.
+      senses: how many occurrences have each, the most frequent first; empty where senses are not known.
+    """
+
+    share: float
+    contexts: list[str]
+    words: list[tuple[str, float]]
+    senses: dict[str, int]
+
+
+@dataclass(frozen=True)
+class LayerSenses:
+    """A word's occurrences on one layer.
+
+    Attributes:
+      layer: number, from 0.
+      silhouette: of the clusters, by cosine; 0 where there is one.
+      self_similarity: mean cosine of two occurrences (Ethayarajh 2019, equation 1).
+      ari: adjusted Rand index of clusters and senses; None where fewer than two senses are known.
+      v_measure: V of them, where `ari` is known.
+      labels: which cluster each occurrence is in, from 0.
+      clusters: the largest first.
+    """
+
+    layer: int
+    silhouette: float
+    self_similarity: float
+    ari: float | None
+    v_measure: float | None
+    labels: list[int]
+    clusters: list[SenseCluster]
+
+
+@dataclass(frozen=True)
+class WordSenses:
+    """What one model makes of one word, as it stands in senses.json.
+
+    Attributes:
+      word: as it was asked for.
+      model: name of its folder.
+      fingerprint: of its configuration and weights.
+      corpus: where occurrences were looked for.
+      sentences: how many were read.
+      occurrences: how many there are in them.
+      cut: how many of those looked at are in a sentence that was cut for its length.
+      best: the layer with the largest ARI, or silhouette where `ari` is not known; of equals the lowest. Layer 0, which
+        knows no context, only where no other was asked for.
+      layers: in the order of their numbers.
+      maps: of the occurrences looked at, all layers; by sense, or by cluster of the best layer.
+    """
+
+    word: str
+    model: str
+    fingerprint: str
+    corpus: str
+    sentences: int
+    occurrences: int
+    cut: int
+    best: int
+    layers: list[LayerSenses]
+    maps: list[SenseMap]

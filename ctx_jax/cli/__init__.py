@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import ctx_jax
-from ctx_jax.cli import atlas, bench, compile, data, encode, flops, interop, pretrain
+from ctx_jax.cli import atlas, bench, compile, data, encode, flops, interop, pretrain, senses
 from ctx_jax.cli.config_file import load_config as load_config
 from ctx_jax.cli.parsing import command
 from ctx_jax.errors import InputError, did_you_mean
@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "pretrain": ("train the run of a config file, or go on with it", pretrain.pretrain),
     "encode": ("texts → vectors of every layer", command(encode.Encode, encode.encode, "encode")),
     "fill-mask": ("the likeliest tokens at [MASK]", command(encode.FillMask, encode.fill_mask, "fill-mask")),
+    "senses": ("a word's occurrences, layer by layer", command(senses.Senses, senses.senses, "senses")),
     "import": ("another library's model → a folder of ours", command(interop.Import, interop.import_, "import")),
     "export": ("a model → another library's folder", command(interop.Export, interop.export, "export")),
     "verify": ("read an import or an export again", command(interop.Verify, interop.verify, "verify")),

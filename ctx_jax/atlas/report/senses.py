@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pathlib
+
+from ctx_jax.atlas.report.drawing import draw
 from ctx_jax.atlas.report.numbers import number, points
 from ctx_jax.atlas.report.page import heading
 from ctx_jax.atlas.report.plots import Block, Curves, Line, Plot, Scatter, depth_note, depths, named
 from ctx_jax.atlas.report.published import published
 from ctx_jax.atlas.results import Atlas, ModelAtlas, SenseMap, SenseTask
+from ctx_jax.errors import InputError
 
 UNIT = "accuracy, × 100"
 
@@ -23,9 +27,26 @@ def blocks(atlas: Atlas) -> list[Block]:
     maps: list[Plot] = []
     for model in atlas.models:
         for found in model.maps:
-            maps += [_map(len(maps) + at, model, found, layer) for at, layer in enumerate(_in_order(found), 1)]
+            maps += [_map(len(maps) + at, model.name, found, layer) for at, layer in enumerate(_in_order(found), 1)]
     plots = [plot for plot in plots if plot.drawn]
     return ([*depth_note(plots), plots] if plots else []) + ([heading("Maps of senses"), maps] if maps else [])
+
+
+def write_map(found: SenseMap, model: str, folder: pathlib.Path) -> list[str]:
+    """Draws a map, a file for each layer, and returns their names.
+
+    Raises:
+      InputError: matplotlib is not installed, or the folder cannot be written.
+    """
+    names = []
+    for layer in _in_order(found):
+        names.append(f"{found.method.lower()}-{layer}.svg")
+        picture, _ = draw(_map(1, model, found, layer))
+        try:
+            (folder / names[-1]).write_text(picture, encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be written ({error.strerror}), expected a writable folder") from error
+    return names
 
 
 def _by_layer(place: int, there: list[tuple[int, ModelAtlas, SenseTask]]) -> Curves:
@@ -63,13 +84,13 @@ def _in_order(found: SenseMap) -> list[str]:
     return sorted(found.layers, key=lambda layer: (not layer.isdigit(), int(layer) if layer.isdigit() else 0, layer))
 
 
-def _map(place: int, model: ModelAtlas, found: SenseMap, layer: str) -> Scatter:
+def _map(place: int, model: str, found: SenseMap, layer: str) -> Scatter:
     places = [(number(x), number(y)) for x, y in found.layers[layer]]
     kinds = []
     for at, name in enumerate(found.senses):
         mine = [point for point, sense in enumerate(found.sense) if sense == at]
         kinds.append((name, [places[point] for point in mine], [found.contexts[point] for point in mine]))
     return Scatter(
-        named("map", place, model.name, found.word, layer), f"{found.word}: {model.name}, layer {layer}",
+        named("map", place, model, found.word, layer), f"{found.word}: {model}, layer {layer}",
         f"{found.method}; each point is an occurrence. Hovering shows its context.", kinds,
     )  # fmt: skip
