@@ -41,15 +41,13 @@ from ctx_jax.atlas.results import (
 from ctx_jax.atlas.sampling import of_sentences, some_sentences
 from ctx_jax.atlas.senses import sense_task, wic_threshold
 from ctx_jax.atlas.sentences import sts_scores
+from ctx_jax.atlas.word_senses import context
 from ctx_jax.encoder.base import Encoder
 from ctx_jax.encoder.shards import fingerprint
 from ctx_jax.encoder.vectors import unit
 from ctx_jax.errors import InputError, did_you_mean
 from ctx_jax.flops.architectures import describe
 from ctx_jax.nn.parameters import count_parameters
-
-CONTEXT = 6
-"""Words on either side in the contexts of a map."""
 
 
 @dataclass(frozen=True)
@@ -268,11 +266,7 @@ class _Room:
         senses = sorted({test.keys[place][0] for place in own})
         last = len(task.one_nn) - 1
         layers = sorted({0, int(np.argmax(task.one_nn)), last})
-        contexts = []
-        for place in own:
-            words, (begin, end) = test.sentences[test.sentence[place]], test.span[place]
-            before, after = words[max(begin - CONTEXT, 0) : begin], words[end : end + CONTEXT]
-            contexts.append(" ".join([*before, f"«{' '.join(words[begin:end])}»", *after]))
+        contexts = [context(test.sentences[test.sentence[place]], test.span[place]) for place in own]
         points = {
             str(layer): [(round(float(x), 4), round(float(y), 4)) for x, y in pca_2d(np.float64(vectors[layer][own]))]
             for layer in layers

@@ -94,7 +94,7 @@ def test_every_part_is_there_for_every_model(made, tiny_encoders):
         assert model.geometry[0].words == 200
         assert (model.senses[0].train, model.senses[0].test) == (24, 12)
         assert len(model.maps[0].sense) == 12
-        assert "«class»" in model.maps[0].contexts[0]
+        assert "« class »" in model.maps[0].contexts[0]
         assert {score.pooling for score in model.sentences} >= {"mean", "max"}
         assert [advice.task for advice in model.advice] == ["tiny/dep", "tiny/pos", "tiny/tree", "sts/similarity"]
     assert {score.pooling for score in atlas.models[1].sentences} == {"mean", "max", "first+last"}  # no first token
