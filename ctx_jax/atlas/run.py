@@ -20,7 +20,7 @@ from jaxtyping import Float
 from ctx_jax.atlas.advice import advise, advise_sentences, layer_flops
 from ctx_jax.atlas.cache import Cache, text_hash
 from ctx_jax.atlas.clusters import pca_2d
-from ctx_jax.atlas.features import Features, span_features, word_features
+from ctx_jax.atlas.features import Features, span_features, windows, word_features
 from ctx_jax.atlas.formats.discover import discover
 from ctx_jax.atlas.geometry import geometry, linear_cka
 from ctx_jax.atlas.probes.labelling import Probing, label_task
@@ -322,17 +322,17 @@ class _Room:
         return self._kept("sentences", of, list[SentenceScore], make)
 
     def _pooled(self, texts: Sequence[str]) -> dict[str, Float[np.ndarray, "L N D"]]:
-        """An ELMo has no first token that stands for the text."""
+        """Each way of pooling, of one pass over the texts. An ELMo has no first token that stands for the text."""
         poolings = ("mean", "max") if self.encoder.tokenizer is None else ("cls", "mean", "max")
-        found = {}
-        for pooling in poolings:
-            with self.teller.bar(f"{pooling} of texts", len(texts), "text") as done:
-                stream = self.encoder.encode_stream(texts, layers="all", pool=pooling, on_too_long="truncate")
-                vectors = np.empty((self.encoder.config.num_layers + 1, len(texts), self.encoder.width), np.float32)
-                for place, vector in enumerate(stream):
-                    vectors[:, place] = vector
-                    done(1)
-            found[pooling] = vectors
+        layers = self.encoder.config.num_layers + 1
+        found = {pooling: np.empty((layers, len(texts), self.encoder.width), np.float32) for pooling in poolings}
+        with self.teller.bar("vectors", len(texts), "text") as done:
+            for numbers in windows(self.encoder, [text.split() or [""] for text in texts]):
+                some = self.encoder.encode([texts[number] for number in numbers], on_too_long="truncate")
+                for pooling, vectors in found.items():
+                    for layer in range(layers):
+                        vectors[layer, numbers] = some.sentences(pooling, layer=layer)
+                done(len(numbers))
         return found
 
 

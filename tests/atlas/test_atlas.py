@@ -57,7 +57,7 @@ def folder(tmp_path_factory):
 
 
 PLAN = Plan(
-    probing=Probing(("linear",), Training(epochs=8, seeds=2), code=False), map_words=("class",), train_words=200
+    probing=Probing(("linear",), Training(epochs=8, batch_size=16, seeds=2), code=False), map_words=("class",), train_words=200
 )
 
 
