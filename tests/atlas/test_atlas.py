@@ -88,8 +88,8 @@ def test_every_part_is_there_for_every_model(made, tiny_encoders):
         pos = model.tasks[1]
         assert (pos.train, pos.test, pos.classes) == (200, 100, 4)
         assert pos.baselines["word type"] == 1.0
-        # Words say it all: the embeddings alone are as good.
-        assert pos.probes[0].layers[0].mean > 0.9
+        # Words say it all: embeddings alone are as good, but those of an ELMo of six values.
+        assert pos.probes[0].layers[0].mean > (0.9 if model.name == "one" else 0.6)
         assert len(model.geometry) == 1
         assert model.geometry[0].words == 200
         assert (model.senses[0].train, model.senses[0].test) == (24, 12)
