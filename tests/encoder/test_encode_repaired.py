@@ -12,8 +12,10 @@ from ctx_jax import Encoder, InputError, cli
 from ctx_jax.encoder import BertEncoder, ElmoEncoder
 from ctx_jax.encoder.repair import FITS, Repair
 from ctx_jax.encoder.shards import read_shards, write_shards
-from ctx_jax.interop.pretrained import KINDS, REPAIRS, Pooling, save_repairs
+from ctx_jax.interop.load import load
+from ctx_jax.interop.pretrained import KINDS, REPAIRS, Pooling, Pretrained, save_repairs
 from ctx_jax.interop.run_folder import bound_model
+from ctx_jax.interop.save import FORMATS, save
 from ctx_jax.models.bert import BertConfig
 from ctx_jax.models.elmo import ElmoConfig
 from ctx_jax.text.load import load_tokenizer
@@ -231,27 +233,35 @@ def test_repairs_that_there_are_not(uneven, options, message):
             encoder.encode(TEXTS, pool="mean", **options)
 
 
-FORMATS = [("BERT", format) for format in ("hugging-face", "flax", "ctx_jax", "npz")]
-
-
-@pytest.mark.parametrize(("name", "format"), [*FORMATS, ("ELMo", "bilm"), ("ELMo", "npz"), ("BERT", "sentence")])
-def test_they_go_with_the_model(encoders, name, format, tmp_path):
+@pytest.mark.parametrize("format", [*FORMATS, "sentence-transformers"])
+def test_every_format_has_them_beside_the_weights(encoders, format, tmp_path):
+    name = "ELMo" if format == "bilm" else "BERT"
     if format == "bilm":
         pytest.importorskip("h5py")
-    encoder = make(encoders[name].config, encoders[name].tokenizer)
-    encoder.repairs = encoders[name].repairs
-    if format == "sentence":
-        encoder.pooling = Pooling("cls", normalize=True)
-    encoder.save_pretrained(tmp_path / "out", "hugging-face" if format == "sentence" else format)
+    encoder = encoders[name]
+    pooling = Pooling("cls") if format == "sentence-transformers" else None
+    pretrained = Pretrained(encoder.config, encoder.params, encoder.tokenizer, pooling, repairs=encoder.repairs)
+    for folder in ("out", "again"):
+        format = format if format in FORMATS else "hugging-face"
+        save(pretrained, tmp_path / folder, format, certificate=False)
+        pretrained = load(tmp_path / folder)
+        assert pretrained.repairs.keys() == {0, 1, 2}
+        for layer, kinds in pretrained.repairs.items():
+            assert kinds.keys() == set(KINDS)
+            for kind, repair in kinds.items():
+                assert repair.kind == kind
+                jax.tree.map(np.testing.assert_array_equal, repair, encoder.repairs[layer][kind])
+
+
+@pytest.mark.parametrize("name", ["BERT", "ELMo"])
+def test_an_exported_model_gives_the_same_vectors(encoders, name, tmp_path):
+    if name == "ELMo":
+        pytest.importorskip("h5py")
+    encoders[name].save_pretrained(tmp_path / "out")
     assert f"are in {REPAIRS}: layer 0: " in (tmp_path / "out" / "README.md").read_text()
-    found = Encoder.from_pretrained(tmp_path / "out")
-    assert found.repairs.keys() == {0, 1, 2}
-    for repair in ("zca", "whiten"):
-        expected = encoder.encode(TEXTS, layers="all", pool="mean", repair=repair)
-        np.testing.assert_array_equal(found.encode(TEXTS, layers="all", pool="mean", repair=repair), expected)
-    again = tmp_path / "again"
-    found.save_pretrained(again, "npz")
-    assert (again / REPAIRS).read_bytes() == (tmp_path / "out" / REPAIRS).read_bytes()
+    found = Encoder.from_pretrained(tmp_path / "out").encode(TEXTS, layers="all", pool="mean", repair="whiten")
+    expected = encoders[name].encode(TEXTS, layers="all", pool="mean", repair="whiten")
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_program_has_them_beside_it(encoders, tmp_path):
