@@ -68,7 +68,11 @@ class ElmoEncoder(Encoder):
 
         @partial(jax.jit, static_argnames="chosen")
         def contextualise(
-            params: Params, rows: _Rows, state: ElmoState | None, chosen: tuple[int, ...], repair: Affine | None
+            params: Params,
+            rows: _Rows,
+            state: ElmoState | None,
+            chosen: tuple[int, ...],
+            repair: Affine | None = None,
         ):
             last_alone = chosen == (config.num_layers,)
             found, state = bound(params).encoder.contextualise(
