@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "senses": ("a word's occurrences, layer by layer", command(senses.Senses, senses.senses, "senses")),
     "import": ("another library's model → a folder of ours", command(interop.Import, interop.import_, "import")),
     "export": ("a model → another library's folder", command(interop.Export, interop.export, "export")),
+    "truncate": ("a model's first layers as a model", command(interop.Truncate, interop.truncate, "truncate")),
     "verify": ("read an import or an export again", command(interop.Verify, interop.verify, "verify")),
     "bench": ("how fast models are beside their peers", command(bench.Bench, bench.bench, "bench")),
     "compile": ("a config's training step for TPUs, without one", compile.compile_),

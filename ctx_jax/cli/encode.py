@@ -32,6 +32,8 @@ class Encode:
     """Which layers; by default all, with --pool the last."""
     pool: Literal["mean", "max", "cls"] | None = None
     """One vector a text: the mean or maximum over its tokens, or the first token's."""
+    repair: Literal["centre", "all-but-the-top", "whiten", "zca"] | None = None
+    """Repair the vectors, if the model's folder has repairs of this kind (repairs.npz) of all the layers."""
     on_too_long: Literal["error", "truncate", "split"] = "error"
     """What to do with a text that is longer than the model takes."""
     stride: int = 0
@@ -75,6 +77,7 @@ def encode(command: Encode) -> int:
             command.out,
             layers=layers or "last",
             pool=command.pool,
+            repair=command.repair,
             rows=command.rows,
             format=command.format,
             with_texts=command.with_texts,
@@ -84,7 +87,12 @@ def encode(command: Encode) -> int:
         )
         print(f"wrote {command.out}: {count:,} texts")
         return 0
-    options |= {"layers": layers, "on_too_long": command.on_too_long, "stride": command.stride}
+    options |= {
+        "layers": layers,
+        "repair": command.repair,
+        "on_too_long": command.on_too_long,
+        "stride": command.stride,
+    }
     encoded = encoder.encode(list(texts), pool=command.pool, **options)
     if command.pool:
         print(f"{command.pool} {list(encoded.shape)} {encoded.dtype}")

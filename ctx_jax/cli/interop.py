@@ -1,4 +1,4 @@
-"""`ctx-jax import`, `export` and `verify`: other libraries' models in, ours out, with proof."""
+"""`ctx-jax import`, `export`, `truncate` and `verify`: other libraries' models in, ours out, with proof."""
 
 import json
 import pathlib
@@ -30,7 +30,10 @@ class Import:
 
 def import_(command: Import) -> int:
     """Import"""
-    return _convert(command.source, command.out, "ctx_jax", command.overwrite, command.json)
+    from ctx_jax.encoder import Encoder
+
+    encoder = Encoder.from_pretrained(command.source)
+    return _write(encoder, command.source, command.out, "ctx_jax", command.overwrite, command.json)
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,41 @@ class Export:
 
 def export(command: Export) -> int:
     """Export"""
+    from ctx_jax.encoder import Encoder
     from ctx_jax.interop.programs.forward import ProgramOptions
 
     options = ProgramOptions(parse_layers(command.layers), command.weights, command.python)
-    return _convert(command.model, command.out, command.format, command.overwrite, command.json, options)
+    encoder = Encoder.from_pretrained(command.model)
+    return _write(encoder, command.model, command.out, command.format, command.overwrite, command.json, options)
+
+
+@dataclass(frozen=True)
+class Truncate:
+    """The model of another one's first layers, exactly as they were, as a folder with a certificate.
+
+    Tokenizer, pooling and repairs stay; pooler and heads, which read the last layer, go, unless all layers stay.
+    """
+
+    model: Annotated[Positional[pathlib.Path], arg(metavar="MODEL")]
+    """A run directory, an import, or anything else that `import` reads."""
+    out: Annotated[Positional[pathlib.Path], arg(metavar="DST")]
+    """Folder to write; it appears whole or not at all."""
+    layers: int
+    """How many layers to keep, from 1."""
+    format: Annotated[str | None, arg(metavar="FORMAT")] = None
+    """As of `export`; by default hugging-face, of an ELMo bilm."""
+    overwrite: bool = False
+    """Replace an existing folder."""
+    json: bool = False
+    """One JSON object instead of lines."""
+
+
+def truncate(command: Truncate) -> int:
+    """Truncate"""
+    from ctx_jax.encoder import Encoder
+
+    encoder = Encoder.from_pretrained(command.model).truncate(command.layers, name=command.model.resolve().name)
+    return _write(encoder, command.model, command.out, command.format, command.overwrite, command.json)
 
 
 @dataclass(frozen=True)
@@ -82,23 +116,27 @@ def verify(command: Verify) -> int:
     return _report(run(command.folder), command.json)
 
 
-def _convert(
-    source: pathlib.Path, out: pathlib.Path, format: str, overwrite: bool, as_json: bool, options: Any = None
+def _write(
+    encoder: Any,
+    source: pathlib.Path,
+    out: pathlib.Path,
+    format: str | None,
+    overwrite: bool,
+    as_json: bool,
+    options: Any = None,
 ) -> int:
-    from ctx_jax.encoder import Encoder
     from ctx_jax.interop.programs.forward import WHOLE
     from ctx_jax.nn.parameters import count_parameters
 
-    encoder = Encoder.from_pretrained(source)
     checks = encoder.save_pretrained(out, format, options or WHOLE, overwrite=overwrite)
     if not as_json:
         heads = getattr(encoder.config, "all_heads", ())
         print(
-            f"{source}: {type(encoder.config).__name__.removesuffix('Config')}, "
+            f"{source}: {type(encoder.config).__name__.removesuffix('Config')}, {encoder.config.num_layers} layers, "
             f"{count_parameters(encoder.params):,} parameters, heads: {', '.join(heads) or 'none'}, "
             f"tokenizer: {type(encoder.tokenizer).__name__ if encoder.tokenizer else 'none'}"
         )
-        print(f"wrote {out} ({format})")
+        print(f"wrote {out}" + (f" ({format})" if format else ""))
     return _report(checks, as_json)
 
 

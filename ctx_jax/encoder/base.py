@@ -21,9 +21,10 @@ from tqdm import tqdm
 
 from ctx_jax.arrays import Representations
 from ctx_jax.encoder.batches import BATCH_TOKENS
+from ctx_jax.encoder.repair import Affine, chosen_fits, find_repairs, stacked
 from ctx_jax.errors import InputError
 from ctx_jax.interop.load import load
-from ctx_jax.interop.pretrained import Pooling, Pretrained
+from ctx_jax.interop.pretrained import KINDS, Pooling, Pretrained, Repair, Repairs
 from ctx_jax.interop.programs.forward import WHOLE, Layers, ProgramOptions, chosen_layers
 from ctx_jax.interop.run_folder import Weights
 from ctx_jax.models.elmo import ElmoConfig
@@ -54,6 +55,8 @@ class Ask(NamedTuple):
       batch_tokens: see there.
       on_too_long: see there.
       stride: see there.
+      repair: of the chosen layers, on the devices; None is none.
+      width: of the vectors that come out.
     """
 
     chosen: tuple[int, ...]
@@ -62,6 +65,8 @@ class Ask(NamedTuple):
     batch_tokens: int
     on_too_long: OnTooLong
     stride: int
+    repair: Affine | None
+    width: int
 
     @property
     def single(self) -> bool:
@@ -97,11 +102,13 @@ class Encoder(abc.ABC):
       tokenizer: None when the folder holds none.
       pooling: how a sentence encoder makes a text's vector; None of others.
       about: what the folder says of how the model was made.
+      repairs: of layers' spaces, by layer from 0 and by kind; see `fit_repairs`.
       mesh: the devices among which the rows of a batch are divided.
       batch_tokens: tokens on a device at once where the caller does not say.
     """
 
     about: Mapping[str, Any] = MappingProxyType({})
+    repairs: Repairs = MappingProxyType({})
 
     def __init__(
         self,
@@ -119,13 +126,14 @@ class Encoder(abc.ABC):
         self.mesh = Mesh(np.array(devices), ("data",))
         self.batch_tokens = batch_tokens
         self._placed: tuple[Params, Params] | None = None
+        self._placed_repairs: tuple[tuple[Repair, ...], Affine] | None = None
 
     @staticmethod
     def from_pretrained(
         path: str | os.PathLike[str], *, dtype: Dtype | None = None, weights: Weights = "final"
     ) -> Encoder:
         """Loads a folder, whatever wrote it: a run directory (its final weights, or those of its newest good
-        checkpoint), an import, or another library's, see `interop.load.SUPPORTED`.
+        checkpoint), an import, or another library's, see `interop.load.SUPPORTED`; and the repairs.npz in it.
 
         Args:
           path: the folder.
@@ -137,15 +145,9 @@ class Encoder(abc.ABC):
         """
         if dtype not in (None, "float32", "bfloat16"):
             raise InputError(f"dtype: found {dtype!r}, expected 'float32' or 'bfloat16', or None")
-        from ctx_jax.encoder.bert import BertEncoder
-        from ctx_jax.encoder.elmo import ElmoEncoder
-
         found = load(path, weights=weights)
-        kind = ElmoEncoder if isinstance(found.config, ElmoConfig) else BertEncoder
         config = found.config if dtype is None else dataclasses.replace(found.config, dtype=dtype)
-        encoder = kind(config, found.params, found.tokenizer, found.pooling)
-        encoder.about = found.about
-        return encoder
+        return _encoder(dataclasses.replace(found, config=config))
 
     def save_pretrained(
         self,
@@ -156,6 +158,8 @@ class Encoder(abc.ABC):
         overwrite: bool = False,
     ) -> list[Check]:
         """Writes the model as a folder of another library's, with a card and a certificate; whole or not at all.
+
+        Repairs lie beside the weights as repairs.npz, which other libraries do not read and no program applies.
 
         Args:
           folder: where; it must not exist, or be empty, unless `overwrite`.
@@ -173,8 +177,59 @@ class Encoder(abc.ABC):
         from ctx_jax.interop.save import save
 
         format = format or ("bilm" if isinstance(self.config, ElmoConfig) else "hugging-face")
-        pretrained = Pretrained(self.config, self.params, self.tokenizer, self.pooling, self.about)
+        pretrained = self._pretrained()
         return save(pretrained, folder, format, options, overwrite=overwrite, card=model_card(pretrained))
+
+    def truncate(self, layers: int, *, name: str | None = None) -> Encoder:
+        """The model of the first layers, without heads and pooler, which read the last; see `truncation.truncate`.
+
+        Args:
+          layers: how many, from 1 to all.
+          name: of this model, which the other's card says it comes from.
+
+        Raises:
+          InputError: the model has not as many.
+        """
+        from ctx_jax.encoder.truncation import truncate
+
+        return _encoder(truncate(self._pretrained(), layers, name))
+
+    def fit_repairs(
+        self,
+        texts: Sequence[Text],
+        kinds: str | Sequence[str] = KINDS,
+        *,
+        layers: Layers = "all",
+        pool: Pool | None = "mean",
+        k: int | None = None,
+        **options: Any,
+    ) -> None:
+        """Fits repairs of layers' spaces on the vectors of texts; `repairs` has them then, beside those it had.
+
+        Args:
+          texts: some thousands that are like those to come; a repair knows as many directions as there are texts.
+          kinds: one or several of `encoder.repair.FITS`.
+          layers: as in `encode`.
+          pool: which vectors are to be repaired: pooled ones, or with None those of tokens.
+          k: dimensions that whitening keeps; None is as many as a layer's vectors spread in.
+          options: others of `encode`.
+
+        Raises:
+          InputError: there is no such kind, a layer's vectors do not spread enough for one, or as `encode`; then
+            `repairs` is what it was.
+        """
+        fits = chosen_fits(kinds, k)
+        numbers = chosen_layers(layers, self.config.num_layers + 1) or [self.config.num_layers]
+        encoded = self.encode(texts, layers=numbers, pool=pool, **options)
+        vectors = encoded.layers[:, encoded.mask] if pool is None else encoded
+        fitted = {layer: dict(of_layer) for layer, of_layer in self.repairs.items()}
+        for layer, of_layer in zip(numbers, vectors, strict=True):
+            for kind, fit in fits.items():
+                try:
+                    fitted.setdefault(layer, {})[kind] = fit(of_layer)
+                except InputError as error:
+                    raise InputError(f"layer {layer}: {kind}: {error}") from error
+        self.repairs = fitted
 
     def encode(
         self,
@@ -182,6 +237,7 @@ class Encoder(abc.ABC):
         *,
         layers: Layers | None = None,
         pool: Pool | None = None,
+        repair: str | Repair | None = None,
         batch_tokens: int | None = None,
         on_too_long: OnTooLong = "error",
         stride: int = 0,
@@ -195,6 +251,8 @@ class Encoder(abc.ABC):
             is "all", with `pool` "last". Only these leave the device.
           pool: one vector a text: the mean or the maximum over its tokens, special ones included, or the first token's;
             taken on the device. None keeps every token.
+          repair: a kind of `repairs` that each of the layers has, or for one layer a Repair; applied on the device to
+            pooled vectors, or to those of all tokens. `whiten` may make D smaller, as much in all of the layers.
           batch_tokens: tokens on a device at once, padding counted; None is 8,192, for a BERT on a processor 1,024.
           on_too_long: a text longer than the model takes is an error, or is truncated, or split into several rows that
             overlap by `stride` tokens; these cannot be pooled.
@@ -206,12 +264,12 @@ class Encoder(abc.ABC):
           [B, D], or [K, B, D] where `layers` is "all" or a list.
 
         Raises:
-          InputError: a text is no text or too long, there is none, no such layer, or no tokenizer.
+          InputError: a text is no text or too long, there is none, no such layer or repair, or no tokenizer.
         """
         texts = [texts] if isinstance(texts, str) else list(_many(texts))
         if not texts:
             raise InputError("texts: found none, expected at least one")
-        ask = self._ask(layers, pool, batch_tokens, on_too_long, stride)
+        ask = self._ask(layers, pool, batch_tokens, on_too_long, stride, repair)
         if pool is None:
             with progress(len(texts), show_progress) as done:
                 return self._encode(self._prepare(texts, ask), ask, done)
@@ -227,6 +285,7 @@ class Encoder(abc.ABC):
         *,
         layers: Layers = "last",
         pool: Pool = "mean",
+        repair: str | Repair | None = None,
         batch_tokens: int | None = None,
         on_too_long: Literal["error", "truncate"] = "error",
         show_progress: bool = False,
@@ -235,7 +294,7 @@ class Encoder(abc.ABC):
 
         Texts are taken a few thousand at a time, and the next ones are split into pieces while the device computes.
         """
-        ask = self._ask(layers, pool, batch_tokens, on_too_long, 0)
+        ask = self._ask(layers, pool, batch_tokens, on_too_long, 0, repair)
         for window, done in self._windows(_many(texts), ask, None, show_progress):
             found = self._pooled(window, ask, done)
             yield from found[0] if ask.single else np.moveaxis(found, 1, 0)
@@ -255,7 +314,13 @@ class Encoder(abc.ABC):
         return found / np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), 1e-12)
 
     def _ask(
-        self, layers: Layers | None, pool: Pool | None, batch_tokens: int | None, on_too_long: OnTooLong, stride: int
+        self,
+        layers: Layers | None,
+        pool: Pool | None,
+        batch_tokens: int | None = None,
+        on_too_long: OnTooLong = "error",
+        stride: int = 0,
+        repair: str | Repair | None = None,
     ) -> Ask:
         if pool not in (None, "mean", "max", "cls"):
             raise InputError(f"pool: found {pool!r}, expected 'mean', 'cls' or 'max', or None")
@@ -265,8 +330,10 @@ class Encoder(abc.ABC):
         if not isinstance(batch_tokens, int) or batch_tokens < 1:
             raise InputError(f"batch_tokens: found {batch_tokens!r}, expected at least 1")
         layers = layers if layers is not None else "last" if pool else "all"
-        chosen = chosen_layers(layers, self.config.num_layers + 1)
-        return Ask(tuple(chosen or (self.config.num_layers,)), layers, pool, batch_tokens, on_too_long, stride)
+        chosen = tuple(chosen_layers(layers, self.config.num_layers + 1) or (self.config.num_layers,))
+        affine = None if repair is None else self._affine(find_repairs(repair, self.repairs, chosen, self.width))
+        width = self.width if affine is None or affine.matrix is None else affine.matrix.shape[-1]
+        return Ask(chosen, layers, pool, batch_tokens, on_too_long, stride, affine, width)
 
     def _windows(
         self, texts: Iterable[Text], ask: Ask, total: int | None, show_progress: bool
@@ -329,6 +396,17 @@ class Encoder(abc.ABC):
             placed = self._placed = self.params, jax.device_put(self._laid_out(nested(cast)), everywhere)
         return placed[1]
 
+    def _affine(self, repairs: tuple[Repair, ...]) -> Affine:
+        """Repairs on every device; made anew where others were asked for before."""
+        placed = self._placed_repairs
+        if placed is None or tuple(map(id, placed[0])) != tuple(map(id, repairs)):
+            everywhere = NamedSharding(self.mesh, PartitionSpec())
+            placed = self._placed_repairs = repairs, jax.device_put(stacked(repairs), everywhere)
+        return placed[1]
+
+    def _pretrained(self) -> Pretrained:
+        return Pretrained(self.config, self.params, self.tokenizer, self.pooling, self.about, self.repairs)
+
     def _laid_out(self, params: Params) -> Params:
         """As the compiled functions take them."""
         return params
@@ -337,6 +415,16 @@ class Encoder(abc.ABC):
         if self.tokenizer is None:
             raise InputError("the folder holds no tokenizer: use encode_ids, or put the tokenizer's files into it")
         return self.tokenizer
+
+
+def _encoder(pretrained: Pretrained) -> Encoder:
+    from ctx_jax.encoder.bert import BertEncoder
+    from ctx_jax.encoder.elmo import ElmoEncoder
+
+    kind = ElmoEncoder if isinstance(pretrained.config, ElmoConfig) else BertEncoder
+    encoder = kind(pretrained.config, pretrained.params, pretrained.tokenizer, pretrained.pooling)
+    encoder.about, encoder.repairs = pretrained.about, pretrained.repairs
+    return encoder
 
 
 def _many(texts: Iterable[Text]) -> Iterable[Text]:

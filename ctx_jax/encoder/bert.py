@@ -27,8 +27,10 @@ from ctx_jax.encoder.batches import (
     plan_batches,
     slots_per_row,
 )
+from ctx_jax.encoder.pooling import read_out
+from ctx_jax.encoder.repair import Affine
 from ctx_jax.errors import InputError
-from ctx_jax.interop.pretrained import Pooling
+from ctx_jax.interop.pretrained import Pooling, Repair
 from ctx_jax.interop.programs.forward import Layers
 from ctx_jax.interop.run_folder import bound_model
 from ctx_jax.models.bert import BertConfig
@@ -64,7 +66,7 @@ class BertEncoder(Encoder):
 
         @partial(jax.jit, static_argnames=("slots", "chosen", "pool"))
         def forward(
-            params: Params, rows: _Rows, slots: int, chosen: tuple[int, ...], pool: Pool | None
+            params: Params, rows: _Rows, slots: int, chosen: tuple[int, ...], pool: Pool | None, repair: Affine | None
         ) -> Float[Array, "K B ... D"]:
             last_alone = chosen == (config.num_layers,)
             found = bound(params).encoder(*rows, all_layers=not last_alone)
@@ -74,7 +76,7 @@ class BertEncoder(Encoder):
                 layers = found.layers
             else:
                 layers = jnp.stack([found.layers[layer] for layer in chosen])
-            return _pooled(layers.astype(jnp.float32), rows.segments, slots, pool)
+            return read_out(layers.astype(jnp.float32), rows.segments, slots, pool, repair)
 
         @jax.jit
         def predict(params: Params, input_ids: Array, segments: Array, at: Array):
@@ -100,6 +102,7 @@ class BertEncoder(Encoder):
         *,
         layers: Layers | None = None,
         pool: Pool | None = None,
+        repair: str | Repair | None = None,
         batch_tokens: int | None = None,
         show_progress: bool = False,
     ) -> int:
@@ -109,10 +112,11 @@ class BertEncoder(Encoder):
           max_length: of the texts, special tokens counted; None is what the model takes.
           layers: as in `encode`, like the others.
           pool: see there.
+          repair: see there; another one of the same shape needs nothing more.
           batch_tokens: see there.
           show_progress: see there.
         """
-        ask = self._ask(layers, pool, batch_tokens, "error", 0)
+        ask = self._ask(layers, pool, batch_tokens, repair=repair)
         longest = self.config.max_length if max_length is None else min(max_length, self.config.max_length)
         shapes = compiled_shapes(self.config.max_length, ask.batch_tokens, self.mesh.size)
         # Texts share rows of up to twice their length.
@@ -123,34 +127,44 @@ class BertEncoder(Encoder):
                 zeros = np.zeros(shape, np.int32)
                 slots = slots_per_row(shape[1])
                 rows = self._place(_Rows(*[zeros] * len(_Rows._fields)))
-                self._forward(self._weights(), rows, slots, ask.chosen, ask.pool).block_until_ready()
+                self._forward(self._weights(), rows, slots, ask.chosen, ask.pool, ask.repair).block_until_ready()
                 done(1)
         return len(shapes)
 
     def compiled(
-        self, rows: int, length: int, *, layers: Layers | None = None, pool: Pool | None = None
+        self,
+        rows: int,
+        length: int,
+        *,
+        layers: Layers | None = None,
+        pool: Pool | None = None,
+        repair: str | Repair | None = None,
     ) -> Callable[..., Float[np.ndarray, "..."]]:
         """A function of one shape, for whoever serves: compiled here, a call traces and compiles nothing.
 
         It takes `input_ids`, `attention_mask` (None: no padding) and `token_type_ids` (None: all 0), integers
-        [rows, length] each, of which it checks nothing but that, and keeps the weights that the encoder has now.
+        [rows, length] each, of which it checks nothing but that, and keeps the weights and the repair that the encoder
+        has now.
 
         Args:
           rows: B.
           length: T, special tokens included.
-          layers: as in `encode`, like pool.
+          layers: as in `encode`, like pool and repair.
           pool: see there.
+          repair: see there.
 
         Returns:
           The function. It gives float32 on the host: [B, T, D], or with `pool` [B, D]; [K, …] of these where `layers`
           is "all" or a list.
 
         Raises:
-          InputError: no such shape, layer or pooling; the function raises it for arrays that are not of the shape.
+          InputError: no such shape, layer, pooling or repair; the function raises it for arrays of another shape.
         """
-        function, (params, inputs, *options) = self.forward(rows, length, layers=layers, pool=pool)
-        program, zeros = function.lower(params, inputs, *options).compile(), inputs.input_ids
-        ask = self._ask(layers, pool, None, "error", 0)
+        function, (params, inputs, *static, affine) = self.forward(
+            rows, length, layers=layers, pool=pool, repair=repair
+        )
+        program, zeros = function.lower(params, inputs, *static, affine).compile(), inputs.input_ids
+        ask = self._ask(layers, pool)
 
         def checked(name: str, value: Int[Array, "B T"]) -> Int[np.ndarray, "B T"]:
             value = np.asarray(value)
@@ -167,27 +181,33 @@ class BertEncoder(Encoder):
             ids = checked("input_ids", input_ids)
             mask = zeros + 1 if attention_mask is None else checked("attention_mask", attention_mask)
             types = zeros if token_type_ids is None else checked("token_type_ids", token_type_ids)
-            found = np.asarray(program(params, _Rows(ids, types, mask, None)))
+            found = np.asarray(program(params, _Rows(ids, types, mask, None), affine))
             found = found if ask.pool is None else found[:, :, 0]
             return found[0] if ask.single else found
 
         return run
 
     def forward(
-        self, rows: int, length: int, *, layers: Layers | None = None, pool: Pool | None = None
+        self,
+        rows: int,
+        length: int,
+        *,
+        layers: Layers | None = None,
+        pool: Pool | None = None,
+        repair: str | Repair | None = None,
     ) -> tuple[jax.stages.Wrapped, tuple[Any, ...]]:
         """What `compiled` compiles: a jitted function, and the arguments of a call with rows of one text each.
 
         Arguments and errors are those of `compiled`; the ids are zeros. The function gives [K, B, T, D], or with `pool`
         [K, B, 1, D], on the first device.
         """
-        ask = self._ask(layers, pool, None, "error", 0)
+        ask = self._ask(layers, pool, repair=repair)
         if rows < 1 or not 1 <= length <= self.config.max_length:
             found = f"rows, length: found {rows}, {length}"
             raise InputError(f"{found}, expected at least 1 row of 1 to {self.config.max_length} tokens")
         zeros = np.zeros((rows, length), np.int32)
-        params = jax.device_put(self._weights(), self.mesh.devices[0])
-        return self._forward, (params, _Rows(zeros, zeros, zeros + 1, None), 1, ask.chosen, ask.pool)
+        params, repair = jax.device_put((self._weights(), ask.repair), self.mesh.devices[0])
+        return self._forward, (params, _Rows(zeros, zeros, zeros + 1, None), 1, ask.chosen, ask.pool, repair)
 
     def encode_ids(
         self,
@@ -196,6 +216,7 @@ class BertEncoder(Encoder):
         token_type_ids: Int[Array, "B T"] | None = None,
         *,
         layers: Layers = "all",
+        repair: str | Repair | None = None,
         batch_tokens: int | None = None,
     ) -> Representations:
         """Vectors of rows of ids, special tokens included; 0 in `attention_mask` is padding.
@@ -206,7 +227,8 @@ class BertEncoder(Encoder):
         ids, mask, types = self._checked(input_ids, attention_mask, token_type_ids)
         ends = mask.shape[1] - mask[:, ::-1].argmax(1)
         rows = [_Row(*(x[row, :end] for x in (ids, types, mask > 0))) for row, end in enumerate(ends)]
-        return self._tokens(rows, ids.shape[1], self._ask(layers, None, batch_tokens, "error", 0), lambda count: None)
+        ask = self._ask(layers, None, batch_tokens, repair=repair)
+        return self._tokens(rows, ids.shape[1], ask, lambda count: None)
 
     def logits(
         self,
@@ -306,14 +328,14 @@ class BertEncoder(Encoder):
         )
 
     def _pooled(self, prepared: _Prepared, ask: Ask, done: Callable[[int], object]) -> Float[np.ndarray, "K B D"]:
-        found = np.empty((len(ask.chosen), len(prepared.rows), self.width), np.float32)
+        found = np.empty((len(ask.chosen), len(prepared.rows), ask.width), np.float32)
         for batch, vectors in self._batches(list(map(_row, prepared.rows)), ask):
             found[:, batch.texts] = vectors[:, batch.rows, batch.slots]
             done(len(batch.texts))
         return found
 
     def _tokens(self, rows: Sequence[_Row], length: int, ask: Ask, done: Callable[[int], object]) -> Representations:
-        layers = np.zeros((len(ask.chosen), len(rows), length, self.width), np.float32)
+        layers = np.zeros((len(ask.chosen), len(rows), length, ask.width), np.float32)
         for batch, vectors in self._batches(rows, ask):
             for text, row, start in zip(batch.texts, batch.rows, batch.starts, strict=True):
                 size = len(rows[text].input_ids)
@@ -341,7 +363,7 @@ class BertEncoder(Encoder):
                 arrays.segments[place] = one.present * (slot + 1)
                 arrays.positions[place] = np.arange(len(one.input_ids))
             slots = slots_per_row(batch.shape[1])
-            vectors = self._forward(self._weights(), self._place(arrays), slots, ask.chosen, ask.pool)
+            vectors = self._forward(self._weights(), self._place(arrays), slots, ask.chosen, ask.pool, ask.repair)
             waiting.append((batch, vectors))
             if len(waiting) > 1:
                 batch, vectors = waiting.popleft()
@@ -395,27 +417,6 @@ def _stacked(params: Params) -> Params:
     """Layers of a list as the stack that the model takes: XLA sees that each is cut out again, and makes no stack."""
     layers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params["encoder"]["layers"])
     return {**params, "encoder": {**params["encoder"], "layers": layers}}
-
-
-@jax.named_scope("pooling")
-def _pooled(
-    layers: Float[Array, "K B T D"], segments: Int[Array, "B T"], slots: int, pool: Pool | None
-) -> Float[Array, "K B ... D"]:
-    """[K, B, T, D] with zeros at padding, or [K, B, slots, D], a vector for each text of a row; of none, anything."""
-    if pool is None:
-        return jnp.where(segments[None, :, :, None] > 0, layers, 0.0)
-    member = segments[:, None, :] == jnp.arange(1, slots + 1)[None, :, None]
-    if pool == "cls":
-        return jnp.take_along_axis(layers, member.argmax(2)[None, :, :, None], axis=2)
-    if pool == "mean":
-        member = member.astype(jnp.float32)
-        share = member / jnp.maximum(member.sum(2, keepdims=True), 1.0)
-        return jnp.einsum("bst,kbtd->kbsd", share, layers, precision="highest")
-    # One text of each row after the other: all at once would be slots times as much memory.
-    largest = jax.lax.map(
-        lambda of_text: jnp.where(of_text[None, :, :, None], layers, -jnp.inf).max(2), jnp.moveaxis(member, 1, 0)
-    )
-    return jnp.moveaxis(largest, 0, 2)
 
 
 def _padded(rows: Sequence[np.ndarray], length: int, fill: int) -> Int[np.ndarray, "B T"]:

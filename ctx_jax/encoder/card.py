@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from ctx_jax.flops.architectures import encoder_cost, longest
-from ctx_jax.interop.pretrained import Pretrained
+from ctx_jax.interop.pretrained import REPAIRS, Pretrained, Repairs
 from ctx_jax.models.elmo import ElmoConfig
 from ctx_jax.nn.parameters import count_parameters
 
@@ -39,6 +39,8 @@ def model_card(pretrained: Pretrained) -> str:
         "",
         f"This is {sizes}, {count_parameters(pretrained.params):,} parameters in all; heads: "
         f"{', '.join(heads) or 'none'}. Written by ctx_jax.",
+        *_truncated(about),
+        *_repaired(pretrained.repairs),
         "",
         "## Data",
         "",
@@ -64,6 +66,24 @@ def model_card(pretrained: Pretrained) -> str:
         "certificate.json says how far off those were who read this folder back; `ctx-jax verify` does it again.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _truncated(about: dict) -> list[str]:
+    if (found := about.get("truncated")) is None:
+        return []
+    name = f", `{found['name']}`" if found["name"] else ""
+    return [
+        "",
+        f"It was truncated: these are the first {found['layers']} layers of a model of {found['of']}{name}, as they "
+        "were in it and not trained since. What read the last layer, heads and pooler, is left out.",
+    ]
+
+
+def _repaired(repairs: Repairs) -> list[str]:
+    if not repairs:
+        return []
+    listed = "; ".join(f"layer {layer}: {', '.join(kinds)}" for layer, kinds in sorted(repairs.items()))
+    return ["", f"Repairs of its vectors, (x - mean) @ matrix, are in {REPAIRS}: {listed}."]
 
 
 def _data(about: dict) -> str:

@@ -18,8 +18,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ctx_jax.arrays import Representations
 from ctx_jax.encoder.base import Ask, Encoder, Text
+from ctx_jax.encoder.repair import Affine, apply_on_host, apply_to_layers
 from ctx_jax.errors import InputError
-from ctx_jax.interop.pretrained import Pooling
+from ctx_jax.interop.pretrained import Pooling, Repair
 from ctx_jax.interop.programs.forward import Layers
 from ctx_jax.interop.run_folder import bound_model
 from ctx_jax.models.elmo import ElmoConfig, ElmoState
@@ -66,15 +67,24 @@ class ElmoEncoder(Encoder):
             return bound(params).encoder.words(char_ids, config.dtype)
 
         @partial(jax.jit, static_argnames="chosen")
-        def contextualise(params: Params, rows: _Rows, state: ElmoState | None, chosen: tuple[int, ...]):
+        def contextualise(
+            params: Params,
+            rows: _Rows,
+            state: ElmoState | None,
+            chosen: tuple[int, ...],
+            repair: Affine | None = None,
+        ):
             last_alone = chosen == (config.num_layers,)
             found, state = bound(params).encoder.contextualise(
                 rows.vectors, rows.lengths, state, begins=rows.begins, all_layers=not last_alone
             )
             if last_alone:
-                return found.last[None], state
-            whole = chosen == tuple(range(config.num_layers + 1))
-            return found.layers if whole else jnp.stack([found.layers[layer] for layer in chosen]), state
+                layers = found.last[None]
+            elif chosen == tuple(range(config.num_layers + 1)):
+                layers = found.layers
+            else:
+                layers = jnp.stack([found.layers[layer] for layer in chosen])
+            return layers if repair is None else apply_to_layers(repair, layers.astype(jnp.float32)), state
 
         self._words, self._contextualise = words, contextualise
 
@@ -84,16 +94,22 @@ class ElmoEncoder(Encoder):
         return 2 * self.config.projection_dim
 
     def encode_on(
-        self, sentences: Sequence[Text], state: ElmoState | None = None, *, layers: Layers = "all"
+        self,
+        sentences: Sequence[Text],
+        state: ElmoState | None = None,
+        *,
+        layers: Layers = "all",
+        repair: str | Repair | None = None,
     ) -> tuple[Representations, ElmoState]:
         """Vectors of the next sentence of each of several texts, and the state to go on with.
 
         Args:
           sentences: one for each text, in the same order every time.
           state: as the call before returned it; None at the beginning of the texts.
-          layers: as in `encode`.
+          layers: as in `encode`, like repair.
+          repair: see there.
         """
-        ask = self._ask(layers, None, None, "error", 0)
+        ask = self._ask(layers, None, repair=repair)
         texts = _texts_of_words(sentences)
         if state is not None and (found := state.forward[0].cell.shape[0]) != len(texts):
             raise InputError(f"sentences: found {len(texts)}, expected {found}, as many as the state is of")
@@ -126,8 +142,9 @@ class ElmoEncoder(Encoder):
         return self._representations(prepared, layers, ask)
 
     def _pooled(self, prepared: list[list[str]], ask: Ask, done: Callable[[int], object]) -> np.ndarray:
-        found = self._encode(prepared, ask._replace(layers=list(ask.chosen)), done)
-        return np.stack([found.sentences(ask.pool, layer=layer) for layer in ask.chosen])
+        found = self._encode(prepared, ask._replace(layers=list(ask.chosen), repair=None, width=self.width), done)
+        pooled = np.stack([found.sentences(ask.pool, layer=layer) for layer in ask.chosen])
+        return pooled if ask.repair is None else apply_on_host(ask.repair, pooled)
 
     def forget(self) -> None:
         """Forgets the words that it knows: the next texts go through the character CNN again."""
@@ -160,7 +177,7 @@ class ElmoEncoder(Encoder):
     ) -> ElmoState:
         """Runs the LSTMs over rows of texts, by number, and writes the vectors that were asked for into `layers`."""
         batch = self._rows([[texts[text] for text in row] for row in rows], count, length)
-        found, state = self._contextualise(self._weights(), batch, state, ask.chosen)
+        found, state = self._contextualise(self._weights(), batch, state, ask.chosen, ask.repair)
         found = np.asarray(found)
         for row, members in enumerate(rows):
             place = 1
@@ -185,7 +202,7 @@ class ElmoEncoder(Encoder):
         return _Rows(vectors, lengths, begins)
 
     def _empty(self, texts: Sequence[Sequence[str]], ask: Ask) -> Float[np.ndarray, "K B T D"]:
-        return np.zeros((len(ask.chosen), len(texts), max(map(len, texts)), self.width), np.float32)
+        return np.zeros((len(ask.chosen), len(texts), max(map(len, texts)), ask.width), np.float32)
 
     def _representations(self, texts: Sequence[Sequence[str]], layers: np.ndarray, ask: Ask) -> Representations:
         lengths = np.array([len(words) for words in texts])

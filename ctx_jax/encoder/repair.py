@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import os
-import pathlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,30 +13,10 @@ from jaxtyping import Array, Float
 
 from ctx_jax.encoder.vectors import moments
 from ctx_jax.errors import InputError, did_you_mean
-from ctx_jax.interop.files.npz_file import read_npz, write_npz
+from ctx_jax.interop.pretrained import KINDS, Repair, Repairs
 
-FILE = "repairs.npz"
-"""Its name beside a model."""
-
-KINDS = ("centre", "all-but-the-top", "whiten", "zca")
 # Eigenvalues below this share of the largest are rounding of float32 vectors; 1 / √λ would make them the loudest.
 _RANK = 1e-10
-
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["mean", "matrix"], meta_fields=["kind"])
-@dataclass(frozen=True)
-class Repair:
-    """x ↦ (x - mean) @ matrix; a tree of two arrays for JAX.
-
-    Attributes:
-      kind: one of `KINDS`.
-      mean: float32.
-      matrix: float32; None is the identity.
-    """
-
-    kind: str
-    mean: Float[Array, "D"]
-    matrix: Float[Array, "D K"] | None
 
 
 def centre(vectors: Float[np.ndarray, "N D"]) -> Repair:
@@ -108,7 +86,36 @@ def zca(vectors: Float[np.ndarray, "N D"], eps: float = 1e-5) -> Repair:
     return _repair("zca", found.mean, axes / np.sqrt(values + eps * values[0]) @ axes.T)
 
 
-def apply(repair: Repair, x: Float[Array, "*batch D"]) -> Float[Array, "*batch K"]:
+FITS: dict[str, Callable[..., Repair]] = dict(zip(KINDS, (centre, all_but_the_top, whiten, zca), strict=True))
+"""By kind."""
+
+
+def chosen_fits(kinds: str | Sequence[str], k: int | None = None) -> dict[str, Callable[[np.ndarray], Repair]]:
+    """Functions of vectors alone, by kind; k is that of `whiten`.
+
+    Raises:
+      InputError: there is no such kind.
+    """
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    for kind in kinds:
+        if kind not in FITS:
+            raise InputError(f"kinds: found {kind!r}, expected {', '.join(FITS)}{did_you_mean(str(kind), FITS)}")
+    return {kind: functools.partial(whiten, k=k) if kind == "whiten" else FITS[kind] for kind in kinds}
+
+
+class Affine(NamedTuple):
+    """Repairs of K layers as one argument of a compiled function, which knows nothing of kinds.
+
+    Attributes:
+      mean: of each layer, float32.
+      matrix: of each layer, float32; None is the identity.
+    """
+
+    mean: Float[Array, "K D"]
+    matrix: Float[Array, "K D M"] | None
+
+
+def apply(repair: Repair | Affine, x: Float[Array, "*batch D"]) -> Float[Array, "*batch M"]:
     """The repaired vectors, computed in float32, in x's type; within jit or without, for padding as for words."""
     centred = x.astype(jnp.float32) - jnp.broadcast_to(repair.mean, x.shape)
     if repair.matrix is None:
@@ -117,60 +124,63 @@ def apply(repair: Repair, x: Float[Array, "*batch D"]) -> Float[Array, "*batch K
     return jnp.matmul(centred, repair.matrix, precision=jax.lax.Precision.HIGHEST).astype(x.dtype)
 
 
-def save_repairs(path: str | os.PathLike[str], repairs: Mapping[int, Repair]) -> None:
-    """Writes arrays `12/zca/mean` and `12/zca/matrix`: layer, kind, field.
-
-    Raises:
-      InputError: the path cannot be written.
-    """
-    arrays = {}
-    for layer, repair in sorted(repairs.items()):
-        arrays[f"{layer}/{repair.kind}/mean"] = np.asarray(repair.mean)
-        if repair.matrix is not None:
-            arrays[f"{layer}/{repair.kind}/matrix"] = np.asarray(repair.matrix)
-    write_npz(path, arrays)
+def apply_to_layers(affine: Affine, layers: Float[Array, "K *batch D"]) -> Float[Array, "K *batch M"]:
+    """`apply` to each layer with its own."""
+    return jax.vmap(apply)(affine, layers)
 
 
-def load_repairs(path: str | os.PathLike[str], width: int) -> dict[int, Repair]:
-    """What `save_repairs` wrote, by layer.
+def apply_on_host(affine: Affine, layers: Float[np.ndarray, "K N D"]) -> Float[np.ndarray, "K N M"]:
+    """What `apply_to_layers` gives, for vectors that are there already, in any number: nothing is compiled."""
+    centred = layers - np.asarray(affine.mean)[:, None]
+    return centred if affine.matrix is None else centred @ np.asarray(affine.matrix)
+
+
+def stacked(repairs: Sequence[Repair]) -> Affine:
+    """Repairs of vectors of one width, to vectors of one width, on the host."""
+    mean = np.stack([np.asarray(repair.mean, np.float32) for repair in repairs])
+    if all(repair.matrix is None for repair in repairs):
+        return Affine(mean, None)
+    identity = np.eye(mean.shape[1], dtype=np.float32)
+    matrices = [identity if repair.matrix is None else np.asarray(repair.matrix, np.float32) for repair in repairs]
+    return Affine(mean, np.stack(matrices))
+
+
+def find_repairs(repair: Any, repairs: Repairs, layers: Sequence[int], width: int) -> tuple[Repair, ...]:
+    """A repair for each layer.
 
     Args:
-      path: of the file.
-      width: D of the vectors that are to be repaired.
+      repair: a kind; or a Repair, for a single layer.
+      repairs: those that there are.
+      layers: numbers from 0.
+      width: D of the vectors.
 
     Raises:
-      InputError: it is no such file, or its repairs are of other vectors.
+      InputError: there is no such kind, a layer has none of it, or repaired vectors would differ in width.
     """
-    path, fields = pathlib.Path(path), {}
-    for name, tensor in read_npz(path).items():
-        layer, _, rest = name.partition("/")
-        kind, _, field = rest.partition("/")
-        where = f"{path}: array {name!r}"
-        if not (layer.isdecimal() and layer.isascii()) or field not in ("mean", "matrix"):
-            raise InputError(f"{where}: expected a name like 12/zca/mean or 12/zca/matrix")
-        if kind not in KINDS:
-            raise InputError(f"{where}: found kind {kind!r}, expected {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
-        axes = 1 if field == "mean" else 2
-        if len(tensor.shape) != axes or tensor.shape[0] != width or 0 in tensor.shape:
-            expected = f"[{width}]" if field == "mean" else f"[{width}, K] with K at least 1"
-            raise InputError(f"{where}: found shape {list(tensor.shape)}, expected {expected}")
-        if tensor.dtype != np.float32:
-            raise InputError(f"{where}: found {tensor.dtype}, expected float32")
-        values = np.array(tensor.read())
-        if not np.isfinite(values).all():
-            raise InputError(f"{where}: found NaN or infinity, expected finite numbers")
-        fields.setdefault(int(layer), {}).setdefault(kind, {})[field] = values
-    return {layer: _one(f"{path}: layer {layer}", kinds) for layer, kinds in fields.items()}
-
-
-def _one(where: str, kinds: dict[str, dict[str, np.ndarray]]) -> Repair:
-    if len(kinds) > 1:
-        raise InputError(f"{where}: found {' and '.join(sorted(kinds))}, expected one kind")
-    ((kind, fields),) = kinds.items()
-    expected = {"mean"} if kind == "centre" else {"mean", "matrix"}
-    if set(fields) != expected:
-        raise InputError(f"{where}: {kind}: found {', '.join(sorted(fields))}, expected {', '.join(sorted(expected))}")
-    return Repair(kind, fields["mean"], fields.get("matrix"))
+    if isinstance(repair, Repair):
+        if len(layers) != 1:
+            raise InputError(f"repair: found one for {len(layers)} layers, expected a kind, or layers='last', say")
+        found = (repair,)
+    elif isinstance(repair, str) and repair in KINDS:
+        for layer in layers:
+            has = repairs.get(layer, {})
+            if repair not in has:
+                names = ", ".join(has) or "none; fit_repairs makes some"
+                raise InputError(f"repair: layer {layer} has no {repair!r}, expected one that it has: {names}")
+        found = tuple(repairs[layer][repair] for layer in layers)
+    else:
+        near = did_you_mean(str(repair), KINDS)
+        raise InputError(f"repair: found {repair!r:.40}, expected {', '.join(KINDS)} or a Repair{near}")
+    widths = {}
+    for layer, one in zip(layers, found, strict=True):
+        shapes = [np.shape(one.mean), (width, 0) if one.matrix is None else np.shape(one.matrix)]
+        if shapes[0] != (width,) or len(shapes[1]) != 2 or shapes[1][0] != width:
+            raise InputError(f"repair: layer {layer}: found shapes {shapes}, expected [{width}] and [{width}, K]")
+        widths.setdefault(shapes[1][1] or width, layer)
+    if len(widths) > 1:
+        listed = ", ".join(f"{size} (layer {layer})" for size, layer in widths.items())
+        raise InputError(f"repair: {repair!r} gives vectors of different widths: {listed}, expected one; fit with k")
+    return found
 
 
 def _rank(values: Float[np.ndarray, "D"]) -> int:

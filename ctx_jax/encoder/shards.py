@@ -14,9 +14,11 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Literal
 
+import jax
 import numpy as np
 
 from ctx_jax.encoder.base import Encoder, OnTooLong, Pool, Text
+from ctx_jax.encoder.repair import find_repairs
 from ctx_jax.errors import InputError
 from ctx_jax.interop.files.replacing import replacing
 from ctx_jax.interop.programs.forward import Layers, chosen_layers
@@ -35,6 +37,7 @@ def write_shards(
     *,
     layers: Layers = "last",
     pool: Pool = "mean",
+    repair: str | None = None,
     rows: int = ROWS,
     format: Format = "npy",
     with_texts: bool = False,
@@ -52,8 +55,9 @@ def write_shards(
       encoder: makes the vectors.
       texts: the same ones each time, when a run goes on.
       folder: to write into; made if need be. It goes on where one that was stopped has ended.
-      layers: as for `Encoder.encode_stream`, like pool, on_too_long, batch_tokens and show_progress.
+      layers: as for `Encoder.encode_stream`, like pool, repair, on_too_long, batch_tokens and show_progress.
       pool: see above.
+      repair: see above; a kind.
       rows: texts of a shard.
       format: of the files; `parquet` needs pyarrow.
       with_texts: write the texts beside their vectors; Parquet only.
@@ -84,12 +88,19 @@ def write_shards(
         "model": fingerprint(encoder),
         "layers": layers if isinstance(layers, str) else list(layers),
         "pool": pool,
+        "repair": None if repair is None else _repair(encoder, repair, chosen or [encoder.config.num_layers]),
         "on_too_long": on_too_long,
         "rows": rows,
         "format": format,
         "with_texts": with_texts,
     }
-    options = {"layers": layers, "pool": pool, "on_too_long": on_too_long, "batch_tokens": batch_tokens}
+    options = {
+        "layers": layers,
+        "pool": pool,
+        "repair": repair,
+        "on_too_long": on_too_long,
+        "batch_tokens": batch_tokens,
+    }
     shards = _claim(folder, about)
     stream, count, number = iter(texts), 0, -1
     while some := list(itertools.islice(stream, rows)):
@@ -192,6 +203,15 @@ def fingerprint(encoder: Encoder) -> str:
         found.update(path.encode())
         found.update(np.asarray(leaf.reshape(-1)[:: max(leaf.size // 1000, 1)]).tobytes())
     return found.hexdigest()[:16]
+
+
+def _repair(encoder: Encoder, kind: str, layers: Sequence[int]) -> str:
+    """Another fit is another repair."""
+    found = hashlib.sha256()
+    for repair in find_repairs(kind, encoder.repairs, layers, encoder.width):
+        for leaf in jax.tree.leaves(repair):
+            found.update(np.asarray(leaf).tobytes())
+    return f"{kind} {found.hexdigest()[:16]}"
 
 
 def _hash(texts: list[Text]) -> str:

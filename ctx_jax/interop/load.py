@@ -20,9 +20,10 @@ from ctx_jax.interop.files.tensorflow_file import read_tensorflow
 from ctx_jax.interop.files.tensors import Tensors
 from ctx_jax.interop.files.torch_file import read_torch
 from ctx_jax.interop.google_bert import read_google_model
-from ctx_jax.interop.pretrained import Pretrained
+from ctx_jax.interop.pretrained import REPAIRS, Pretrained, load_repairs
 from ctx_jax.interop.run_folder import Weights, bound_model, read_run
 from ctx_jax.interop.tables import read_params
+from ctx_jax.models.elmo import ElmoConfig
 from ctx_jax.text.load import load_tokenizer
 from ctx_jax.text.tokenizer import Tokenizer
 
@@ -44,7 +45,7 @@ _WEIGHTS: tuple[tuple[str, Callable[[pathlib.Path], Tensors]], ...] = (
 
 
 def load(path: str | os.PathLike[str], *, weights: Weights = "final") -> Pretrained:
-    """Reads a model from a folder, whatever wrote it.
+    """Reads a model from a folder, whatever wrote it, with the repairs that lie beside it.
 
     Args:
       path: the folder.
@@ -58,6 +59,15 @@ def load(path: str | os.PathLike[str], *, weights: Weights = "final") -> Pretrai
     folder = pathlib.Path(path)
     if not folder.is_dir():
         raise InputError(f"{folder}: found {'a file' if folder.exists() else 'nothing'}, expected a folder")
+    found = _load(folder, weights)
+    file, config = folder / REPAIRS, found.config
+    if not file.exists():
+        return found
+    width = 2 * config.projection_dim if isinstance(config, ElmoConfig) else config.hidden_size
+    return replace(found, repairs=load_repairs(file, width, config.num_layers))
+
+
+def _load(folder: pathlib.Path, weights: Weights) -> Pretrained:
     modules, config = folder / "modules.json", folder / "config.json"
     record = read_json(config) if config.is_file() and not modules.is_file() else None
     if record is not None and "model" in record:

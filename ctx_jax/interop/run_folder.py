@@ -31,7 +31,7 @@ MODELS: dict[str, tuple[type, type]] = {
 }
 """By `model_type` of config.json."""
 Weights = Literal["final", "best"]
-_ABOUT = ("data", "experiment")
+_ABOUT = ("data", "experiment", "truncated")
 CONFIG, WEIGHTS, CHECKPOINTS, TOKENIZER, NPZ = "config.json", "weights", "checkpoints", "tokenizer", "weights.npz"
 
 

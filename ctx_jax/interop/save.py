@@ -22,7 +22,7 @@ from ctx_jax.interop.files.safetensors_file import write_safetensors
 from ctx_jax.interop.files.tensorflow_file import write_tensorflow
 from ctx_jax.interop.google_bert import write_google_model
 from ctx_jax.interop.names import FAMILIES, FLAX, PYTORCH, Dialect, bert_table
-from ctx_jax.interop.pretrained import Pretrained
+from ctx_jax.interop.pretrained import REPAIRS, Pretrained, save_repairs
 from ctx_jax.interop.programs.forward import WHOLE, ProgramOptions
 from ctx_jax.interop.programs.onnx import write_onnx
 from ctx_jax.interop.programs.saved_model import write_saved_model
@@ -43,7 +43,7 @@ def save(
     certificate: bool = True,
     card: str | None = None,
 ) -> list[Check]:
-    """Writes a model as a folder that appears whole or not at all.
+    """Writes a model as a folder that appears whole or not at all, its repairs beside it; no program applies them.
 
     Args:
       pretrained: what to write.
@@ -70,6 +70,8 @@ def save(
             FORMATS[format](place, pretrained)
         else:
             _write_program(place, pretrained, format, options)
+        if pretrained.repairs:
+            save_repairs(place / REPAIRS, pretrained.repairs)
         if card is not None:
             (place / "README.md").write_text(card, encoding="utf-8")
         return write_certificate(place, pretrained, format, options.layers) if certificate else []

@@ -7,20 +7,10 @@ import pytest
 
 from ctx_jax import InputError
 from ctx_jax.encoder import vectors as vectors_module
-from ctx_jax.encoder.repair import (
-    FILE,
-    KINDS,
-    Repair,
-    all_but_the_top,
-    apply,
-    centre,
-    load_repairs,
-    save_repairs,
-    whiten,
-    zca,
-)
+from ctx_jax.encoder.repair import FITS, all_but_the_top, apply, centre, whiten, zca
 from ctx_jax.encoder.vectors import moments
 from ctx_jax.interop.files.npz_file import write_npz
+from ctx_jax.interop.pretrained import KINDS, REPAIRS, Repair, load_repairs, save_repairs
 
 
 def skewed(count=400, width=12, seed=0):
@@ -134,14 +124,16 @@ def test_inside_jit_as_an_argument_over_any_batch(fit):
 
 def test_they_come_back_from_their_file(tmp_path):
     x = skewed()
-    repairs = {0: centre(x), 3: whiten(x, 5), 11: zca(x), 12: all_but_the_top(x)}
-    save_repairs(tmp_path / FILE, repairs)
-    found = load_repairs(tmp_path / FILE, 12)
-    assert list(found) == [0, 3, 11, 12]
-    for layer, repair in repairs.items():
-        assert found[layer].kind == repair.kind
-        np.testing.assert_array_equal(repaired(found[layer], x), repaired(repair, x))
-    assert {repair.kind for repair in found.values()} == set(KINDS)
+    repairs = {12: {"zca": zca(x), "whiten": whiten(x, 5)}, 0: {kind: fit(x) for kind, fit in FITS.items()}}
+    save_repairs(tmp_path / REPAIRS, repairs)
+    found = load_repairs(tmp_path / REPAIRS, 12, 12)
+    assert list(found) == [0, 12]
+    for layer, kinds in repairs.items():
+        assert found[layer].keys() == kinds.keys()
+        for kind, repair in kinds.items():
+            assert found[layer][kind].kind == kind
+            np.testing.assert_array_equal(repaired(found[layer][kind], x), repaired(repair, x))
+    assert found[0].keys() == set(KINDS)
 
 
 ONE = np.ones(3, np.float32)
@@ -161,19 +153,22 @@ TWO = np.ones((3, 2), np.float32)
         ({"1/zca/mean": ONE * np.nan}, "array '1/zca/mean': found NaN"),
         ({"1/zca/mean": ONE}, "layer 1: zca: found mean, expected matrix, mean"),
         ({"1/centre/mean": ONE, "1/centre/matrix": TWO}, "layer 1: centre: found matrix, mean, expected mean"),
-        ({"1/centre/mean": ONE, "01/zca/mean": ONE, "1/zca/matrix": TWO}, "layer 1: found centre and zca"),
+        ({"1/centre/mean": ONE, "1/zca/matrix": TWO}, "layer 1: zca: found matrix, expected matrix, mean"),
+        ({"1/centre/mean": ONE, "01/centre/mean": ONE}, "found layer 1 under two numbers"),
+        ({"3/centre/mean": ONE}, "found layer 3, expected 0 to 2"),
+        ({"9" * 5000 + "/centre/mean": ONE}, "found layer 999999999, expected 0 to 2"),
     ],
 )
 def test_other_files_are_refused(tmp_path, arrays, message):
-    write_npz(tmp_path / FILE, arrays)
+    write_npz(tmp_path / REPAIRS, arrays)
     with pytest.raises(InputError, match=message) as caught:
-        load_repairs(tmp_path / FILE, 3)
-    assert FILE in str(caught.value)
+        load_repairs(tmp_path / REPAIRS, 3, 2)
+    assert REPAIRS in str(caught.value)
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(InputError, match=FILE):
-        load_repairs(tmp_path / FILE, 3)
+    with pytest.raises(InputError, match=REPAIRS):
+        load_repairs(tmp_path / REPAIRS, 3, 2)
 
 
 def test_a_repair_is_a_tree_of_arrays():
