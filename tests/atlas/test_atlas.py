@@ -56,9 +56,8 @@ def folder(tmp_path_factory):
     return root
 
 
-PLAN = Plan(
-    probing=Probing(("linear",), Training(epochs=8, batch_size=16, seeds=2), code=False), map_words=("class",), train_words=200
-)
+QUICK = Probing(("linear",), Training(epochs=8, batch_size=16, seeds=2), code=False)
+PLAN = Plan(probing=QUICK, map_words=("class",), train_words=200)
 
 
 class Heard(Teller):
