@@ -15,6 +15,8 @@ from ctx_jax.models.bert import BertConfig, BertWithHeads
 from ctx_jax.models.elmo import ElmoConfig, ElmoForPreTraining
 from ctx_jax.nn.parameters import Bound
 
+pytestmark = pytest.mark.alone
+
 ROWS, LENGTH = 8, 32
 BERT = BertConfig(vocab_size=100, hidden_size=64, num_layers=2, num_heads=2, intermediate_size=256)
 ELMO = ElmoConfig(

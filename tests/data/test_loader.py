@@ -258,6 +258,7 @@ def test_in_order_of_no_rows_is_refused(corpus):
             next(Loader(corpus, CONFIGS[0]).in_order(16, limit=limit))
 
 
+@pytest.mark.alone
 def test_resuming_costs_nothing(loader, monkeypatch):
     calls = []
     example = loader.example

@@ -407,6 +407,7 @@ def test_resuming_costs_nothing(corpora, monkeypatch):
         assert len(reads) == begun < 30
 
 
+@pytest.mark.alone
 def test_assembling_is_quick(tmp_path):
     rng = random.Random(5)
     documents = [

@@ -98,6 +98,7 @@ def test_nothing_at_all(encoder):
         next(encoder.encode_stream("A string"))
 
 
+@pytest.mark.alone
 def test_ten_megabytes_are_cut_in_seconds(tokenizer):
     encoder = BertEncoder(BERT, bound_model(BERT).init(jax.random.key(0)), tokenizer)
     options = {"pool": "mean", "on_too_long": "truncate"}

@@ -109,6 +109,7 @@ def test_training_tables_equal_the_step(capsys):
     assert "by the jaxpr of the step equal" in capsys.readouterr().out
 
 
+@pytest.mark.alone
 def test_all_configs_take_less_than_ten_seconds():
     """In a process of its own, imports and all, nothing compiled. Of the processor, so that no other process counts."""
     begin = os.times()

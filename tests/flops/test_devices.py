@@ -42,6 +42,7 @@ def test_published_figures_are_of_the_right_order():
         assert peak.source
 
 
+@pytest.mark.alone
 def test_the_processor_is_measured():
     peak = device_peak(jax.devices("cpu")[0])
     assert peak is measured_cpu_peak() is named_peak("cpu")

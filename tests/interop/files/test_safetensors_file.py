@@ -671,6 +671,7 @@ def test_a_large_file_is_not_read_before_its_values(tmp_path):
     assert [float(value[-1]) for value in values] == [float(name.split(".")[1]) for name in found]
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_reads_as_fast_as_the_package(tmp_path):
     """400 MB, of which every byte is touched: the medians of seven turns, ours and theirs one after the other.
