@@ -1,6 +1,7 @@
 """`ctx-jax compile`: what it says of a step on chips that nobody here has."""
 
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -92,7 +93,9 @@ def test_the_table_names_the_best_that_fits():
     large = step(topology="v5e:4x4", rows=16.0, memory=Memory(1, 2, 3, 4, 5, 20, 16))
     lines = list(table([step(), slow, large]))
     assert [line.split()[-1] for line in lines[1:4]] == ["1.000", "2.000", "0.500"]
-    assert lines[-1] == "most tokens/s a chip: v5e:1x2 {'data': 2, 'fsdp': 1, 'tensor': 1}"
+    recommended = "v5e:1x2 --mesh.data 2 --mesh.fsdp 1 --mesh.tensor 1 --rows-per-chip 8"
+    assert lines[-1] == f"most tokens/s a chip, estimated: {recommended}"
+    assert list(table([step(remat="dots")]))[-1].endswith("--mesh.tensor 1 --model.remat dots --rows-per-chip 8")
     assert list(table([large]))[-1] == "nothing fits"
 
 
@@ -135,6 +138,25 @@ def test_a_step_for_a_slice(config, mesh):
     # Nothing as large as a chip's logits is gathered.
     gathered = [each["bytes"] for each in found["collectives"] if each["kind"] == "all-gather"]
     assert max(gathered, default=0) < 4 * 4096 * 64 * 20 // 8
+
+
+@pytest.mark.slow
+def test_a_sweep_tries_them_all_and_goes_on_past_what_cannot_be(config):
+    """On two chips: one or two parts of every product, three policies, one batch and two."""
+    pytest.importorskip("libtpu")
+    words = ["compile", str(config), "--topology", "v5e:1x2", "--model.num-layers", "1", "--sweep"]
+    done = run_command(["-m", "ctx_jax.cli", *words, "--json"])
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    tried = {(step["mesh"]["tensor"], step["remat"], step["rows_per_chip"]) for step in found}
+    assert tried == {
+        (tensor, remat, rows) for tensor in (1, 2) for remat in ("none", "dots", "all") for rows in (32, 64)
+    }
+    assert all(step["memory"]["fits"] for step in found)
+    again = run_command(["-m", "ctx_jax.cli", *words, "--rows-per-chip", "262144"])
+    assert again.returncode == 2
+    assert again.stderr.count("does not fit") == 12
+    assert "sweep: nothing that was tried fits" in again.stderr
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """`ctx-jax compile`: a config's training step for TPUs that nobody here has."""
 
+import itertools
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -45,7 +46,7 @@ def compile_(argv: Sequence[str]) -> int:
         encode: bool = False
         """The encoder's forward pass instead of the training step."""
         sweep: bool = False
-        """Also try other meshes and remat policies, and say which is best."""
+        """Also try other meshes, remat policies and twice the rows, and say which is best."""
         json: bool = False
         """One JSON line a topology instead of tables."""
         experiment: Annotated[Experiment, arg(name="")] = field(default_factory=lambda: default)
@@ -54,6 +55,8 @@ def compile_(argv: Sequence[str]) -> int:
     if not command.topology:
         raise InputError("topology: found none, expected at least one, such as v5e:16x16")
     steps = list(_steps(command))
+    if not steps:
+        raise InputError("sweep: nothing that was tried fits; expected fewer rows a chip, or more chips")
     if command.json:
         print("\n".join(json.dumps(step.as_dict()) for step in steps))
     elif len(steps) == 1:
@@ -87,18 +90,19 @@ def _steps(command: object) -> "Iterator[Step]":
 
 
 def _variants(experiment: object, chips: int) -> Iterator[object]:
-    """Meshes and remat policies to try."""
+    """Meshes, remat policies and batches to try."""
+    remats = REMATS if hasattr(experiment.model, "remat") else (None,)
     for fsdp in [size for size in (1, 4, 16) if chips % size == 0]:
         for tensor in [size for size in (1, 2) if chips % (fsdp * size) == 0]:
             mesh = replace(experiment.mesh, data=chips // (fsdp * tensor), fsdp=fsdp, tensor=tensor)
-            for remat in REMATS if hasattr(experiment.model, "remat") else (None,):
+            for remat, times in itertools.product(remats, (1, 2)):
                 model = experiment.model if remat is None else replace(experiment.model, remat=remat)
-                yield replace(experiment, mesh=mesh, model=model)
+                yield replace(experiment, mesh=mesh, model=model, batch_size=times * experiment.batch_size)
 
 
 def _label(experiment: object) -> str:
-    mesh = experiment.mesh
-    return f"data={mesh.data},fsdp={mesh.fsdp},tensor={mesh.tensor} remat={getattr(experiment.model, 'remat', '-')}"
+    mesh, remat = experiment.mesh, getattr(experiment.model, "remat", "-")
+    return f"data={mesh.data},fsdp={mesh.fsdp},tensor={mesh.tensor} remat={remat} batch={experiment.batch_size}"
 
 
 def _bytes(size: float) -> str:
@@ -157,14 +161,19 @@ def report(step: "Step") -> Iterator[str]:
 
 def table(steps: "Sequence[Step]") -> Iterator[str]:
     """Several beside each other; the cost of a token relative to the first."""
-    yield "estimates                          rows  memory a chip  step ms  share of peak  tokens/s chip  cost a token"
+    yield "estimates                          remat  rows  memory a chip  step ms  of peak  tokens/s chip  cost a token"
     first = steps[0]
     for step in steps:
         mesh = ",".join(f"{axis}={size}" for axis, size in step.mesh.items() if size > 1) or "data=1"
         memory = f"{_bytes(step.memory.total)}{'' if step.memory.fits else ' !'}"
         yield (
-            f"{step.topology:<11}{mesh:<24}{step.rows:>4g}{memory:>15}{1e3 * step.seconds:>9.2f}"
-            f"{step.share_of_peak:>15.1%}{step.tokens_per_s:>15,.0f}{first.tokens_per_s / step.tokens_per_s:>14.3f}"
+            f"{step.topology:<11}{mesh:<24}{step.remat or '-':>5}{step.rows:>6g}{memory:>15}{1e3 * step.seconds:>9.2f}"
+            f"{step.share_of_peak:>9.1%}{step.tokens_per_s:>15,.0f}{first.tokens_per_s / step.tokens_per_s:>14.3f}"
         )
     best = max((step for step in steps if step.memory.fits), key=lambda step: step.tokens_per_s, default=None)
-    yield "nothing fits" if best is None else f"most tokens/s a chip: {best.topology} {best.mesh}"
+    if best is None:
+        yield "nothing fits"
+        return
+    words = [f"--mesh.{axis} {size}" for axis, size in best.mesh.items()]
+    words += [f"--model.remat {best.remat}"] if best.remat else []
+    yield f"most tokens/s a chip, estimated: {best.topology} {' '.join(words)} --rows-per-chip {best.rows:g}"

@@ -79,6 +79,7 @@ class Step:
       chip: its clock and links.
       peak: its rates.
       roofline_seconds: the least time by products and memory traffic.
+      remat: what is computed again, `BertConfig.remat`; None of models that have no choice.
     """
 
     topology: str
@@ -94,6 +95,7 @@ class Step:
     chip: Chip
     peak: Peak
     roofline_seconds: float
+    remat: str | None = None
 
     @property
     def compute_seconds(self) -> float:
@@ -130,6 +132,7 @@ class Step:
             "mesh": self.mesh,
             "rows_per_chip": self.rows,
             "length": self.length,
+            "remat": self.remat,
             "compile_seconds": round(self.compile_seconds, 1),
             "memory": asdict(self.memory) | {"fits": self.memory.fits},
             "model_flops": self.model_flops,
@@ -231,6 +234,7 @@ def compile_for(
         chip=chip,
         peak=peak,
         roofline_seconds=roofline(all_of_it / mesh.size, moved / mesh.size, peak, experiment.model.dtype).seconds,
+        remat=getattr(experiment.model, "remat", None),
     )
 
 
