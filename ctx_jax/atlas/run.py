@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -47,6 +48,7 @@ from ctx_jax.encoder.shards import fingerprint
 from ctx_jax.encoder.vectors import unit
 from ctx_jax.errors import InputError, did_you_mean
 from ctx_jax.flops.architectures import describe
+from ctx_jax.interop.run_folder import bound_model
 from ctx_jax.nn.parameters import count_parameters
 
 
@@ -115,6 +117,12 @@ def make_atlas(
         seconds=time.monotonic() - begun,
         peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
+
+
+def untrained(encoder: Encoder, seed: int = 0) -> Encoder:
+    """The same model as it was born: what its architecture and its tokenizer give without any learning."""
+    params = bound_model(encoder.config).init(jax.random.key(seed))
+    return type(encoder)(encoder.config, params, encoder.tokenizer, encoder.pooling)
 
 
 def chosen(corpora: Sequence[Corpus], patterns: Sequence[str]) -> list[Corpus]:

@@ -48,6 +48,8 @@ class MakeAtlas:
     """Words of a corpus that probes learn from, at most; whole sentences, by chance."""
     words: tuple[str, ...] = ("bank", "apple")
     """Whose occurrences are drawn as a map, where the data have senses of them."""
+    twins: bool = False
+    """Beside each model the same one untrained, with random weights."""
     cache: OptionalPath = None
     """Where vectors and results are kept; by default the folder `cache` of --out."""
     keep: Literal["float16", "float32"] = "float16"
@@ -62,7 +64,7 @@ def make_atlas(command: MakeAtlas) -> int:
     from ctx_jax.atlas.probes.labelling import Probing
     from ctx_jax.atlas.probes.training import Training
     from ctx_jax.atlas.report import require_matplotlib, summary, write_report
-    from ctx_jax.atlas.run import Plan
+    from ctx_jax.atlas.run import Plan, untrained
     from ctx_jax.atlas.run import make_atlas as run
     from ctx_jax.compilation import keep_compiled
     from ctx_jax.encoder import Encoder
@@ -92,6 +94,8 @@ def make_atlas(command: MakeAtlas) -> int:
         if name in models:
             raise InputError(f"{path}: two models are called {name}, expected folders of different names")
         models[name] = Encoder.from_pretrained(path, dtype=command.dtype)
+        if command.twins:
+            models[f"{name}, untrained"] = untrained(models[name])
     cache = Cache(command.cache or command.out / "cache")
     words = " ".join(
         ["ctx-jax atlas", *(shlex.quote(path.name) for path in command.models), f"--data {command.data.name}"]

@@ -134,12 +134,16 @@ def test_the_command_writes_a_report(folder, tiny_encoders, tmp_path, capsys):
     tiny_encoders["bert"].save_pretrained(tmp_path / "model")
     words = ["atlas", str(tmp_path / "model"), "--data", str(folder), "--out", str(tmp_path / "out")]
     words += ["--tasks", "*/pos", "--epochs", "1", "--seeds", "1", "--no-code", "--no-mixes", "--probes", "linear"]
+    words += ["--twins"]
     assert cli.main(words) == 0
     out = capsys.readouterr().out
     assert "model: BERT 3 × 32" in out
     assert "index.html" in out
     assert {"index.html", "atlas.json", "plots", "cache"} == {path.name for path in (tmp_path / "out").iterdir()}
     found = read_atlas(tmp_path / "out" / "atlas.json")
+    assert [model.name for model in found.models] == ["model", "model, untrained"]
+    assert found.models[0].fingerprint != found.models[1].fingerprint
+    assert found.models[0].parameters == found.models[1].parameters
     assert found.command == f"ctx-jax atlas model --data {folder.name}"
     assert str(tmp_path) not in (tmp_path / "out" / "atlas.json").read_text()
 
