@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from ctx_jax.arrays import Representations
 from ctx_jax.atlas.cache import Cache, text_hash
 from ctx_jax.atlas.records import Words
-from ctx_jax.encoder.base import Encoder
+from ctx_jax.encoder.base import Encoder, Text
 from ctx_jax.encoder.shards import fingerprint
 from ctx_jax.errors import InputError
 from ctx_jax.flops.architectures import longest
@@ -20,6 +20,8 @@ from ctx_jax.interop.programs.forward import Layers
 
 WINDOW_BYTES = 128 << 20
 """Of the vectors of sub-words that are in memory at once."""
+GROUP = 4096
+"""Texts whose lengths are found at once."""
 STRIDE = 64
 """Tokens by which the parts of a sentence overlap that is longer than the model takes."""
 
@@ -113,8 +115,8 @@ def sentence_means(
     """Vectors of the words of some sentences, one sentence after the other, the longest first; as `word_features`."""
     most = longest(encoder.config)
     stride = 0 if most is None else min(STRIDE, most // 4)
-    numbers = np.asarray(numbers)
-    for window in windows(encoder, [sentences[number] for number in numbers]):
+    numbers = np.array([number for number in numbers if len(sentences[number])], int)
+    for window in windows(encoder, [list(sentences[number]) for number in numbers]):
         texts = [list(sentences[number]) for number in numbers[window]]
         found = encoder.encode(texts, layers=layers, on_too_long="split", stride=stride)
         yield from zip(numbers[window], word_means(found, [len(words) for words in texts]), strict=True)
@@ -134,13 +136,12 @@ def _fitting(number: int, means: Float[np.ndarray, "W L D"], dtype: str) -> Floa
     return means
 
 
-def windows(encoder: Encoder, sentences: Sequence[Words]) -> Iterator[Int[np.ndarray, "W"]]:
-    """Numbers of sentences, those of about a length together, so many that their vectors fit into memory."""
-    lengths = np.array([len(words) for words in sentences])
+def windows(encoder: Encoder, texts: Sequence[Text]) -> Iterator[Int[np.ndarray, "W"]]:
+    """Numbers of texts, those of about a length together, so many that their vectors fit into memory."""
+    groups = [encoder.lengths(texts[begin : begin + GROUP]) for begin in range(0, len(texts), GROUP)]
+    lengths = np.concatenate([np.zeros(0, np.int64), *groups])
     order = np.argsort(-lengths, kind="stable")
-    order = order[lengths[order] > 0]
-    # A word is about a sub-word and a half, and there are special ones.
-    size = (lengths[order] * 1.5 + 2) * (encoder.config.num_layers + 1) * encoder.width * 4
+    size = lengths[order] * ((encoder.config.num_layers + 1) * encoder.width * 4)
     begin = 0
     while begin < len(order):
         count = max(int(WINDOW_BYTES / size[begin]), 1)  # the longest comes first

@@ -335,7 +335,7 @@ class _Room:
         layers = self.encoder.config.num_layers + 1
         found = {pooling: np.empty((layers, len(texts), self.encoder.width), np.float32) for pooling in poolings}
         with self.teller.bar("vectors", len(texts), "text") as done:
-            for numbers in windows(self.encoder, [text.split() or [""] for text in texts]):
+            for numbers in windows(self.encoder, texts):
                 some = self.encoder.encode([texts[number] for number in numbers], on_too_long="truncate")
                 for pooling, vectors in found.items():
                     for layer in range(layers):

@@ -34,7 +34,7 @@ class MakeAtlas:
     """Kinds of probe; the first is asked more: control labels, mixes of layers, description length."""
     seeds: int = 5
     """Probes of each layer, each with another start and order."""
-    epochs: int = 8
+    epochs: int = 5
     """Over the training examples."""
     controls: bool = True
     """Control labels and selectivity."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from ctx_jax.arrays import Representations
@@ -362,6 +362,10 @@ class Encoder(abc.ABC):
     @abc.abstractmethod
     def width(self) -> int:
         """D of the vectors."""
+
+    @abc.abstractmethod
+    def lengths(self, texts: Sequence[Text]) -> Int[np.ndarray, "N"]:
+        """Of each text, in what the model reads it in, special ones counted, whether it takes so many or not."""
 
     @abc.abstractmethod
     def _prepare(self, texts: Sequence[Text], ask: Ask) -> Any:

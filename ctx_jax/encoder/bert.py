@@ -96,6 +96,12 @@ class BertEncoder(Encoder):
         """D, the hidden size."""
         return self.config.hidden_size
 
+    def lengths(self, texts: Sequence[Text]) -> Int[np.ndarray, "N"]:
+        """Sub-words of each text, special ones counted."""
+        rows = model_inputs(self._tokenizer(), texts, max_length=self.config.max_length, on_too_long="split")
+        sizes = [len(row.input_ids) for row in rows]
+        return np.bincount([row.text for row in rows], sizes, len(texts)).astype(np.int64)
+
     def warm_up(
         self,
         max_length: int | None = None,

@@ -93,6 +93,10 @@ class ElmoEncoder(Encoder):
         """D: both directions."""
         return 2 * self.config.projection_dim
 
+    def lengths(self, texts: Sequence[Text]) -> Int[np.ndarray, "N"]:
+        """Words of each text, and its two ends."""
+        return np.array([len(words) + 2 for words in _texts_of_words(texts)])
+
     def encode_on(
         self,
         sentences: Sequence[Text],

@@ -15,6 +15,7 @@ class Counted:
     def __init__(self, encoder):
         self.encoder, self.texts = encoder, 0
         self.config, self.params, self.width = encoder.config, encoder.params, encoder.width
+        self.lengths = encoder.lengths
 
     def encode(self, texts, **options):
         self.texts += len(texts)
@@ -99,10 +100,15 @@ def test_windows_hold_every_sentence_with_words_once_and_are_bounded(tiny_encode
     from ctx_jax.atlas import features
 
     monkeypatch.setattr(features, "WINDOW_BYTES", 40_000)
-    sentences = [["w"] * count for count in np.random.default_rng(0).integers(0, 30, 200)]
-    found = list(windows(tiny_encoders["bert"], sentences))
-    assert sorted(np.concatenate(found).tolist()) == [place for place, words in enumerate(sentences) if words]
+    encoder, rng = tiny_encoders["bert"], np.random.default_rng(0)
+    # Few words may be many sub-words.
+    sentences = [["w"] * count if count % 3 else ["力" * count] for count in rng.integers(1, 30, 200)]
+    found = list(windows(encoder, sentences))
+    assert sorted(np.concatenate(found).tolist()) == list(range(200))
     assert len(found) > 5
+    for numbers in found:
+        encoded = encoder.encode([sentences[number] for number in numbers], on_too_long="split")
+        assert encoded.layers.nbytes <= 40_000 or len(numbers) == 1
 
 
 def test_what_a_half_cannot_hold_is_refused(tiny_encoders, tmp_path):

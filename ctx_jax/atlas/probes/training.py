@@ -32,20 +32,25 @@ class Training:
 
     Attributes:
       epochs: over the training examples.
-      batch_size: examples of a step.
+      batch_size: examples of a step; None makes about 200 steps an epoch, of 16 to 256 examples.
       learning_rate: Adam's; it falls to 0 over the training, in a line.
       seeds: probes of each layer, with another start and another order each.
     """
 
-    epochs: int = 8
-    batch_size: int = 64
-    learning_rate: float = 2e-3
+    epochs: int = 5
+    batch_size: int | None = None
+    learning_rate: float = 5e-3
     seeds: int = 5
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "seeds"):
-            if getattr(self, name) < 1:
-                raise InputError(f"Training.{name}: found {getattr(self, name)}, expected at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"Training.{name}: found {value}, expected at least 1")
+
+    def rows(self, examples: int) -> int:
+        """Examples of a step, of so many in all; few sizes, as each is compiled for."""
+        return self.batch_size or min(max(1 << (examples // 200).bit_length(), 16), 256)
 
 
 class Examples(NamedTuple):
@@ -170,13 +175,14 @@ def fit(
     # A layer's first parameters are drawn from the seed alone.
     keys = jax.random.split(key, training.seeds)
     params = jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], members, axis=1), jax.vmap(probe.init)(keys))
-    total = training.epochs * sum(_steps(count, training.batch_size) for count in train.counts())
+    rows = training.rows(len(train))
+    total = training.epochs * sum(_steps(count, rows) for count in train.counts())
     state, taken = ADAM.build().init(params), 0
     best, best_loss = jax.tree.map(jnp.copy, params), np.full((training.seeds, members), np.inf)
     for epoch in range(training.epochs):
         rng = np.random.default_rng([*np.asarray(jax.random.key_data(key)).ravel().tolist(), epoch])
         for piece in train.pieces(rng):
-            order, steps = _orders(rng, piece, training)
+            order, steps = _orders(rng, piece, rows, training.seeds)
             schedule = np.float32(training.learning_rate), np.float32(taken), np.float32(total)
             params, state = _run(probe, params, state, piece, order, steps, schedule, mean, scale, allowed)
             taken += steps
@@ -244,15 +250,14 @@ def _steps(count: int, batch_size: int) -> int:
     return -(-count // batch_size)
 
 
-def _orders(rng: np.random.Generator, piece: Examples, training: Training) -> tuple[np.ndarray, int]:
+def _orders(rng: np.random.Generator, piece: Examples, size: int, seeds: int) -> tuple[np.ndarray, int]:
     """[steps, S, B]: which examples each seed sees in each step, and how many steps there are; the last one is filled
     with the first examples, and beyond it nothing is read.
     """
     filled = np.flatnonzero(np.asarray(piece.weights))
-    size = training.batch_size
-    orders = np.stack([rng.permutation(filled) for _ in range(training.seeds)], axis=1)
-    orders = np.resize(orders, (_steps(len(piece.weights), size) * size, training.seeds))
-    orders = orders.reshape(-1, size, training.seeds).transpose(0, 2, 1).astype(np.int32)
+    orders = np.stack([rng.permutation(filled) for _ in range(seeds)], axis=1)
+    orders = np.resize(orders, (_steps(len(piece.weights), size) * size, seeds))
+    orders = orders.reshape(-1, size, seeds).transpose(0, 2, 1).astype(np.int32)
     return orders, _steps(len(filled), size)
 
 
