@@ -163,7 +163,12 @@ def test_equals_the_formulas(kind):
         ("adagrad", {"clip_norm": 1.0}),
         ("adagrad", {"eps": 0.1, "clip_norm": 1e9}),
     ],
-    ids=str,
+    # Sets in their order: every process that collects must find the same names.
+    ids=lambda value: (
+        str({key: sorted(v) if isinstance(v, set | frozenset) else v for key, v in value.items()})
+        if isinstance(value, dict)
+        else str(value)
+    ),
 )
 def test_the_wrong_formulas_are_far_off(kind, wrong):
     """The comparison above would notice: each deviation is at least a thousand times its tolerance."""
