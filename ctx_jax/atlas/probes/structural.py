@@ -5,7 +5,7 @@ All read whole sentences: features [B, T, D], zeros at padding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import jax
@@ -236,55 +236,59 @@ def uuas(
     return len(edges & gold), len(gold)
 
 
-def rank_correlations(found: list[np.ndarray], gold: list[np.ndarray]) -> float:
-    """Spearman's correlation, of each row, averaged over rows, then over sentences of each length from 5 to 50, then
-    over lengths (section 4.1, DSpr. and NSpr.).
+def rank_correlations(
+    found: Iterable[Float[np.ndarray, "*K W ..."]], gold: Iterable[Int[np.ndarray, "W ..."]]
+) -> Float[np.ndarray, "*K"]:
+    """Spearman's correlation of each row, averaged over a sentence's rows, then over sentences of each length from 5 to
+    50, then over lengths (section 4.1, DSpr. and NSpr.).
+
+    Rows that are all the same have none, and are left out; a sentence of such rows has 0.
+
+    Args:
+      found: of each sentence, of any number of probes, distances [W, W] or depths [W].
+      gold: of each sentence.
     """
-    by_length: dict[int, list[float]] = {}
+    by_length: dict[int, list[np.ndarray]] = {}
     for ours, theirs in zip(found, gold, strict=True):
         if len(theirs) not in SCORED_LENGTHS:
             continue
-        rows = zip(np.atleast_2d(ours), np.atleast_2d(theirs), strict=True)
-        values = [stats.spearmanr(a, b).statistic for a, b in rows if np.ptp(a) > 0 and np.ptp(b) > 0]
-        by_length.setdefault(len(theirs), []).append(float(np.mean(values)) if values else 0.0)
-    return float(np.mean([np.mean(values) for values in by_length.values()])) if by_length else float("nan")
+        a, b = (_centred(stats.rankdata(values, axis=-1)) for values in (ours, theirs))
+        sizes = np.sqrt(np.square(a).sum(-1) * np.square(b).sum(-1))
+        values = np.divide((a * b).sum(-1), sizes, out=np.zeros(sizes.shape), where=sizes > 0)
+        if theirs.ndim > 1:
+            values = values.sum(-1) / np.maximum((sizes > 0).sum(-1), 1)
+        by_length.setdefault(len(theirs), []).append(values)
+    means = [np.mean(values, axis=0) for values in by_length.values()]
+    return np.mean(means, axis=0) if means else np.array(np.nan)
+
+
+def _centred(ranks: Float[np.ndarray, "... W"]) -> Float[np.ndarray, "... W"]:
+    return ranks - ranks.mean(-1, keepdims=True)
 
 
 def scored_trees(fitted: Fitted, source: TreeSource) -> tuple[list[Score], list[Score]]:
     """Two scores of each layer: of distances UUAS and Spearman's correlation (DSpr.), of depths the share of sentences
     whose root is the word of least depth and Spearman's correlation (NSpr.).
     """
-    pieces = list(predict(fitted, source))
-    seeds, members = pieces[0].shape[:2]
-    scores = _distance_scores if isinstance(fitted.probe, Distance) else _depth_scores
-    table = np.zeros((seeds, members, 2))
-    for seed in range(seeds):
-        for member in range(members):
-            rows = [row for piece in pieces for row in piece[seed, member]]
-            table[seed, member] = scores(rows, source)
-    return tuple([interval(table[:, member, which]) for member in range(members)] for which in range(2))
-
-
-def _distance_scores(rows: list[np.ndarray], source: TreeSource) -> tuple[float, float]:
-    right = total = 0
-    ours, theirs = [], []
-    for row, number in zip(rows, source.sentences, strict=True):
-        heads = np.asarray(source.trees.heads[number])
-        distances = row[: len(heads), : len(heads)]
-        these = uuas(distances, heads, np.asarray(source.trees.scored[number]))
-        right, total = right + these[0], total + these[1]
-        ours.append(distances)
-        theirs.append(tree_distances(heads))
-    return right / max(total, 1), rank_correlations(ours, theirs)
-
-
-def _depth_scores(rows: list[np.ndarray], source: TreeSource) -> tuple[float, float]:
-    right, ours, theirs = [], [], []
-    for row, number in zip(rows, source.sentences, strict=True):
-        heads, scored = np.asarray(source.trees.heads[number]), np.asarray(source.trees.scored[number])
-        depths = row[: len(heads)]
-        if scored.any():
-            right.append(heads[np.flatnonzero(scored)[depths[scored].argmin()]] < 0)
-        ours.append(depths)
-        theirs.append(tree_depths(heads))
-    return float(np.mean(right)), rank_correlations(ours, theirs)
+    members, trees = np.asarray(fitted.loss).shape, source.trees
+    right, total, ours, theirs = np.zeros(members), 0, [], []
+    deep = isinstance(fitted.probe, Depth)
+    rows = (piece[:, :, row] for piece in predict(fitted, source) for row in range(piece.shape[2]))
+    for number, row in zip(source.sentences, rows, strict=True):
+        heads, scored = np.asarray(trees.heads[number]), np.asarray(trees.scored[number])
+        count = len(heads)
+        if deep:
+            found = row[:, :, :count]
+            if scored.any():
+                words = np.flatnonzero(scored)
+                right += heads[words[found[:, :, words].argmin(-1)]] < 0
+                total += 1
+        else:
+            found = row[:, :, :count, :count]
+            these = [[uuas(distances, heads, scored) for distances in of_seed] for of_seed in found]
+            right += np.array(these)[:, :, 0]
+            total += these[0][0][1]
+        ours.append(found)
+        theirs.append(tree_depths(heads) if deep else tree_distances(heads))
+    shares, ranks = right / max(total, 1), np.broadcast_to(rank_correlations(ours, theirs), members)
+    return [interval(seeds) for seeds in shares.T], [interval(seeds) for seeds in ranks.T]
