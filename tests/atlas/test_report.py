@@ -311,6 +311,16 @@ def test_plots_name_their_lines_and_axes(written):
     assert "BERT-base, 1-NN (not confirmed)" not in texts["senses-2-coarsewsd-20"]
 
 
+def test_a_baseline_of_one_metric_stands_beside_that_metric_alone(tmp_path, drawing):
+    task = probed([0.5, 0.7], "a tree")
+    probes = [dataclasses.replace(task.probes[0], metric=metric) for metric in ("UUAS", "UAS")]
+    task = dataclasses.replace(task, probes=probes, baselines={"near (UUAS)": 0.6, "before (UAS)": 0.55, "any": 0.65})
+    write_report(small(tasks=[task]), tmp_path)
+    drawn = [path.read_text() for path in sorted((tmp_path / "plots").glob("task-*.svg"))]
+    shown = [{name for name in task.baselines if name in text} for text in drawn]
+    assert shown == [{"near (UUAS)", "any"}, {"before (UAS)", "any"}]
+
+
 def test_models_differ_in_marker_and_colour(written):
     """A print in grey tells them apart as well: of the two lines of norms."""
     svg = ElementTree.parse(written[0] / "plots" / "geometry-1-5-norm.svg").getroot()

@@ -76,8 +76,12 @@ def _curves(place: int, group: list[Probed]) -> Curves:
         if probe.control is not None:
             left = [one - points(other) for one, other in zip(scores, probe.control, strict=True)]
             lower.append(Line(f"{model.name}, selectivity", layers, model.num_layers, left, style, 1))
+        metrics = {each.metric for each in task.probes}
         for name, value in task.baselines.items():
-            baselines.setdefault(name, points(value))
+            # A name may end in the metric that the baseline is of; without it it is of all.
+            of = name.rpartition(" (")[2].removesuffix(")")
+            if of == probe.metric or of not in metrics:
+                baselines.setdefault(name, points(value))
     first = group[0]
     if first.task.name.rsplit("/", 1)[-1] == "pos":
         lines += [
