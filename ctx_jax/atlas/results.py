@@ -69,8 +69,8 @@ class Task:
       train: examples.
       test: examples.
       classes: 0 where there are none.
-      baselines: name → score of what knows no model: `majority`, `word type`, `chance`, `neighbours (UUAS)`; a metric in
-        brackets is the one probe metric that it goes with.
+      baselines: name → score of what knows no model: `majority`, `word type`, `chance`, `neighbours (UUAS)`; a metric
+        in brackets is the one probe metric that it goes with.
       probes: by kind, the one to look at first.
       seeds: of each.
       seconds: what it took.
