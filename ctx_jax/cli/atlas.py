@@ -97,10 +97,11 @@ def make_atlas(command: MakeAtlas) -> int:
         if command.twins:
             models[f"{name}, untrained"] = untrained(models[name])
     cache = Cache(command.cache or command.out / "cache")
-    words = " ".join(
-        ["ctx-jax atlas", *(shlex.quote(path.name) for path in command.models), f"--data {command.data.name}"]
-    )
-    atlas = run(models, command.data, cache, plan, Bars(), words)
+    # Names alone: a path is somebody's machine.
+    words = ["ctx-jax", "atlas", *(path.resolve().name for path in command.models)]
+    words += ["--data", command.data.resolve().name]
+    words += ["--tasks", *command.tasks] if command.tasks else []
+    atlas = run(models, command.data, cache, plan, Bars(), shlex.join(words))
     write_report(atlas, command.out)
     print("\n".join(summary(atlas)))
     print(f"wrote {command.out / 'index.html'} in {atlas.seconds:.0f} s, {atlas.peak_memory / 1e9:.1f} GB at most")

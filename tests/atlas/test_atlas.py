@@ -144,7 +144,7 @@ def test_the_command_writes_a_report(folder, tiny_encoders, tmp_path, capsys):
     assert [model.name for model in found.models] == ["model", "model, untrained"]
     assert found.models[0].fingerprint != found.models[1].fingerprint
     assert found.models[0].parameters == found.models[1].parameters
-    assert found.command == f"ctx-jax atlas model --data {folder.name}"
+    assert found.command == f"ctx-jax atlas model --data {folder.name} --tasks '*/pos'"
     assert str(tmp_path) not in (tmp_path / "out" / "atlas.json").read_text()
 
 

@@ -63,7 +63,7 @@ def tree_task(
         probes += [Probe(kind, metric, layers) for metric, layers in zip(metrics, scores, strict=True)]
     told(f"{name}: arcs")
     arcs = fit(Arcs(width), train, dev, training, key)
-    heads = _heads(arcs, test)
+    heads = _Heads(arcs, test)
     probes.append(Probe("arcs", "UAS", heads.scores()))
     if train.trees.relations is not None:
         told(f"{name}: relations")
@@ -93,7 +93,7 @@ def _sources(name: str, splits: Mapping[str, tuple[Features, Trees]]) -> tuple[T
     return tuple(found)
 
 
-class _heads:
+class _Heads:
     """Whether each scored word's head was found, in the order of the test sentences: [S, M, N]."""
 
     def __init__(self, fitted: Fitted, test: TreeSource):
