@@ -89,20 +89,32 @@ def span_features(
     done: Callable[[int], object] = lambda count: None,
 ) -> Float[np.ndarray, "N L D"]:
     """The mean over the words of each span, and nothing of the other words; arguments as for `word_features`."""
-    order = np.argsort(sentence, kind="stable")
-    begins = np.searchsorted(np.asarray(sentence)[order], np.arange(len(sentences) + 1))
-    asked = np.flatnonzero(np.diff(begins))
     places = hashlib.sha256(np.ascontiguousarray(np.column_stack([sentence, spans]), np.int64).tobytes()).hexdigest()
     key = {"what": "spans", "model": fingerprint(encoder), "texts": text_hash(sentences), "places": places[:20],
            "dtype": dtype}  # fmt: skip
     shape = (len(sentence), encoder.config.num_layers + 1, encoder.width)
 
     def fill(vectors: np.ndarray) -> None:
-        for number, means in sentence_means(encoder, sentences, asked, done=done):
-            for place in order[begins[number] : begins[number + 1]]:
-                vectors[place] = _fitting(number, means[slice(*spans[place])].mean(0), dtype)
+        for place, mean in span_means(encoder, sentences, sentence, spans, done=done):
+            vectors[place] = _fitting(int(sentence[place]), mean, dtype)
 
     return cache.array(key, shape, _dtype(dtype), fill)
+
+
+def span_means(
+    encoder: Encoder,
+    sentences: Sequence[Words],
+    sentence: Int[np.ndarray, "N"],
+    spans: Int[np.ndarray, "N 2"],
+    layers: Layers = "all",
+    done: Callable[[int], object] = lambda count: None,
+) -> Iterator[tuple[int, Float[np.ndarray, "K D"]]]:
+    """The place of each span and the mean over its words, in the order in which sentences are encoded."""
+    order = np.argsort(sentence, kind="stable")
+    begins = np.searchsorted(np.asarray(sentence)[order], np.arange(len(sentences) + 1))
+    for number, means in sentence_means(encoder, sentences, np.flatnonzero(np.diff(begins)), layers, done):
+        for place in order[begins[number] : begins[number + 1]]:
+            yield int(place), means[slice(*spans[place])].mean(0)
 
 
 def sentence_means(

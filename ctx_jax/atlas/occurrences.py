@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from ctx_jax.atlas.features import sentence_means
+from ctx_jax.atlas.features import span_means
 from ctx_jax.atlas.formats.discover import discover
 from ctx_jax.atlas.records import Corpus, Senses, Words
 from ctx_jax.data.sources import find_sources, read_documents
@@ -253,13 +253,9 @@ def span_vectors(
     Raises:
       InputError: no such layer, or a sentence cannot be encoded.
     """
-    inside: dict[int, list[int]] = {}
-    for place, number in enumerate(sentence):
-        inside.setdefault(int(number), []).append(place)
     vectors = np.zeros((len(layers), len(spans), encoder.width), np.float32)
-    for number, means in sentence_means(encoder, sentences, range(len(sentences)), list(layers), done):
-        for place in inside.get(int(number), ()):
-            vectors[:, place] = means[slice(*spans[place])].mean(0)
+    for place, mean in span_means(encoder, sentences, sentence, spans, list(layers), done):
+        vectors[:, place] = mean
     return vectors
 
 
