@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 
 from ctx_jax.errors import InputError, did_you_mean
 from ctx_jax.hosts import on_first_process
-from ctx_jax.leaves import checksum, describe_leaves, kind_of, named_leaves
+from ctx_jax.leaves import checksums, describe_leaves, kind_of, named_leaves
 
 # Orbax takes up to half a second to import: functions that need it import it themselves.
 if TYPE_CHECKING:
@@ -415,9 +415,9 @@ def _read_arrays(path: epath.Path, about: dict[str, Any], like: Any, partial: bo
         damage = _brief(error)
     if not _everywhere(not damage):
         raise _DamagedError(f"state: {damage or 'another process could not read it'}")
-    checksums = jax.device_get({name: checksum(array) for name, array in arrays.items()})
+    found = checksums(arrays)
     for name, leaf in saved.items():
-        if leaf["checksum"] != checksums[name]:
+        if leaf["checksum"] != found[name]:
             raise _DamagedError(f"leaf {name}: the checksum does not match")
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
 

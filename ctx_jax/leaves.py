@@ -44,11 +44,29 @@ def kind_of(leaf: Any) -> dict[str, Any]:
 
 def describe_leaves(leaves: dict[str, jax.Array]) -> dict[str, dict[str, Any]]:
     """Shape, type and checksum of each leaf."""
-    checksums = jax.device_get({name: checksum(leaf) for name, leaf in leaves.items()})
-    return {name: {**kind_of(leaf), "checksum": int(checksums[name])} for name, leaf in leaves.items()}
+    found = checksums(leaves)
+    return {name: {**kind_of(leaf), "checksum": found[name]} for name, leaf in leaves.items()}
+
+
+def checksums(leaves: dict[str, jax.Array]) -> dict[str, int]:
+    """The checksum of each leaf: one program for all those that lie on the same devices.
+
+    With a program a leaf, a state of 33 leaves can wait for ever on the host's devices: XLA's threads are as many as
+    the devices, 32 programs may be in flight on each, and the launch of another holds a thread until there is room —
+    the thread that the training step before it needs, for an all-reduce in which the other devices already wait.
+    """
+    groups: dict[frozenset[jax.Device], dict[str, jax.Array]] = {}
+    for name, leaf in leaves.items():
+        groups.setdefault(frozenset(leaf.sharding.device_set), {})[name] = leaf
+    found = [jax.device_get(_checksums(group)) for group in groups.values()]
+    return {name: int(value) for values in found for name, value in values.items()}
 
 
 @jax.jit
+def _checksums(leaves: dict[str, jax.Array]) -> dict[str, UInt32[Array, ""]]:
+    return {name: checksum(leaf) for name, leaf in leaves.items()}
+
+
 def checksum(x: Shaped[Array, "..."]) -> UInt32[Array, ""]:
     """A uint32 of the array's bits that does not depend on how the array is sharded.
 

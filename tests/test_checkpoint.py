@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from oracles.events import compiled, durations
 
 from ctx_jax.checkpoint import Checkpoints, load_weights, save_weights
 from ctx_jax.errors import InputError
-from ctx_jax.leaves import checksum
+from ctx_jax.leaves import checksum, checksums
 
 # Where one array cannot be read, Orbax closes the event loop over the reads of the others (asyncio_utils.py,
 # `_run_sync_via_new_loop`), and their coroutines and callbacks complain when they are collected.
@@ -408,6 +409,20 @@ def test_checksum_does_not_depend_on_the_sharding():
     assert (
         len({int(checksum(jax.device_put(x, NamedSharding(mesh, spec)))) for spec in specs} | {int(checksum(x))}) == 1
     )
+
+
+def test_checksums_of_many_leaves_are_one_program():
+    """A program a leaf deadlocked on eight host devices: see `checksums`."""
+    mesh = make_mesh((8,), ("a",))
+    rng = np.random.default_rng(0)
+    values = {f"leaf {size}": rng.normal(size=(8, size)).astype(np.float32) for size in range(1, 41)}
+    spread = jax.device_put(values, NamedSharding(mesh, PartitionSpec("a")))
+    with durations() as events:
+        found = checksums(spread)
+    assert len(compiled(events)) == 1
+    assert found == {name: int(checksum(value)) for name, value in values.items()}
+    apart = {name: jax.device_put(x, jax.devices()[len(name) % 2]) for name, x in values.items()}
+    assert checksums(apart) == found
 
 
 def test_checksum_sees_what_sums_would_not():

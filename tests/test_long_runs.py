@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles.events import compiled, durations
 from test_experiment import assert_same_run, log_of, losses, tiny_experiment, train
 
 from ctx_jax.checkpoint import Checkpoints
@@ -39,19 +40,10 @@ def tiny(topics_corpus):
 @pytest.fixture(scope="module")
 def whole(tiny, tmp_path_factory):
     """A run, and the names of the programs that were compiled for it."""
-    compiled = []
-
-    def listen(event, seconds, **about):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(about["fun_name"])
-
     workdir = tmp_path_factory.mktemp("whole")
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
+    with durations() as events:
         assert train(tiny, workdir).finished
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-    return workdir, compiled
+    return workdir, compiled(events)
 
 
 def records(workdir):

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from oracles.events import compiled, durations
 
 from ctx_jax import InputError
 from ctx_jax.encoder import BertEncoder
@@ -44,17 +45,12 @@ def test_it_gives_what_the_encoder_gives(encoder, layers, pool):
 def test_a_call_traces_and_compiles_nothing(encoder):
     run = encoder.compiled(1, 8, pool="mean")
     run(*rows(9, 1, 8))
-    events = []
-    listen = lambda name, seconds, **about: events.append(name)
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
+    with durations() as events:
         for seed in range(5):
             run(*rows(seed, 1, 8))
         assert not events
         encoder.compiled(1, 9)
-        assert any("compile" in name for name in events)
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+    assert compiled(events)
 
 
 @pytest.mark.parametrize(
