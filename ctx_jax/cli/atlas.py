@@ -30,7 +30,7 @@ class MakeAtlas:
     """Folder of the report; made if need be."""
     tasks: tuple[str, ...] = ()
     """Patterns of tasks, such as `*/pos en_ewt-ud/*`; by default all that the data have."""
-    probes: tuple[Literal["linear", "mlp"], ...] = ("linear", "mlp")
+    probes: tuple[Literal["linear", "mlp", "edge"], ...] = ("linear", "mlp", "edge")
     """Kinds of probe; the first is asked more: control labels, mixes of layers, description length."""
     seeds: int = 5
     """Probes of each layer, each with another start and order."""
@@ -71,7 +71,7 @@ def make_atlas(command: MakeAtlas) -> int:
 
     require_matplotlib()
     if not command.probes:
-        raise InputError("--probes: found none, expected linear or mlp")
+        raise InputError("--probes: found none, expected linear, mlp or edge")
     plan = Plan(
         tasks=command.tasks,
         probing=Probing(

@@ -16,14 +16,14 @@ from jaxtyping import Float, Int, Key
 from scipy import stats
 
 from ctx_jax.atlas.features import Features
-from ctx_jax.atlas.probes.kinds import MLP, Linear
-from ctx_jax.atlas.probes.sources import SpanSource
+from ctx_jax.atlas.probes.kinds import MLP, Edge, Linear
+from ctx_jax.atlas.probes.sources import SpanSource, SpanWords
 from ctx_jax.atlas.probes.training import Fitted, Training, fit, mean_loss, predict
 from ctx_jax.atlas.records import Edges
 from ctx_jax.atlas.results import Probe, Score, Task
 from ctx_jax.errors import InputError
 
-Kind = Literal["linear", "mlp"]
+Kind = Literal["linear", "mlp", "edge"]
 FRACTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)
 """Of the training examples, at which the online code trains anew (Voita and Titov 2020, section 3.2)."""
 
@@ -33,15 +33,15 @@ class Probing:
     """What is asked of a task.
 
     Attributes:
-      kinds: of probe, the one to look at first.
+      kinds: of probe; of the first one more is asked.
       training: how each is trained.
       controls: train the first kind on control labels, too.
-      mixes: train it on mixes of layers, too.
+      mixes: train it on mixes of layers, too, and every edge probe, which is made for them.
       code: measure its description length, too.
       seed: of all that is random.
     """
 
-    kinds: tuple[Kind, ...] = ("linear", "mlp")
+    kinds: tuple[Kind, ...] = ("linear", "mlp", "edge")
     training: Training = Training()
     controls: bool = True
     mixes: bool = True
@@ -105,13 +105,17 @@ class _Task:
         number = {label: place for place, label in enumerate(self.labels)}
         return np.array([number.get(split[1].labels[example], -1) for example in examples], np.int32)
 
-    def source(self, split: tuple[Features, Edges], examples: np.ndarray, classes: np.ndarray) -> SpanSource:
+    def source(
+        self, split: tuple[Features, Edges], examples: np.ndarray, classes: np.ndarray, of: type[SpanSource]
+    ) -> SpanSource:
         features, edges = split
         begins = features.starts[np.asarray(edges.sentence)[examples]][:, None]
         spans = tuple(begins + span[examples] for span in (edges.first, edges.second) if span is not None)
-        return SpanSource(features, spans, classes)
+        return of(features, spans, classes)
 
-    def sources(self, control: int | None = None) -> tuple[SpanSource, SpanSource, SpanSource]:
+    def sources(
+        self, of: type[SpanSource] = SpanSource, control: int | None = None
+    ) -> tuple[SpanSource, SpanSource, SpanSource]:
         """Training, held-out and test examples."""
         found = []
         drawn = None if control is None else Controls(self.classes(self.train, self.kept), control)
@@ -120,34 +124,34 @@ class _Task:
             if split is not self.test:
                 # What no training example has cannot be learnt, and its loss says nothing.
                 examples, classes = examples[classes >= 0], classes[classes >= 0]
-            found.append(self.source(split, examples, classes))
+            found.append(self.source(split, examples, classes, of))
         return tuple(found)
 
     def probe(self, kind: Kind, probing: Probing, *, whole: bool) -> Probe:
         """One kind on all layers; with all that is asked of the first kind if `whole`."""
-        train, dev, test = self.sources()
+        reads, metric, scores = (
+            (SpanWords, "micro-F1", micro_f1) if kind == "edge" else (SpanSource, "accuracy", accuracies)
+        )
+        train, dev, test = self.sources(reads)
         width = train.features.vectors.shape[2]
-        make = {"linear": Linear, "mlp": MLP}[kind]
-        probe = make(width, len(self.labels), len(train.spans))
+        probe = {"linear": Linear, "mlp": MLP, "edge": Edge}[kind](width, len(self.labels), len(train.spans))
         key = jax.random.key(probing.seed)
-        layers = accuracies(fit(probe, train, dev, probing.training, key), test)
-        if not whole:
-            return Probe(kind, "accuracy", layers)
+        layers = scores(fit(probe, train, dev, probing.training, key), test)
         control = mix = shares = cumulative = expected = center = bits = None
-        if probing.controls:
-            sources = self.sources(probing.seed)
-            control = accuracies(fit(probe, sources[0], sources[1], probing.training, key), sources[2])
-        if probing.mixes:
+        if probing.controls and whole:
+            sources = self.sources(reads, probing.seed)
+            control = scores(fit(probe, sources[0], sources[1], probing.training, key), sources[2])
+        if probing.mixes and (whole or kind == "edge"):
             mixes = np.tril(np.ones((train.features.num_layers,) * 2, bool))
             fitted = fit(probe, train, dev, probing.training, key, allowed=mixes)
-            cumulative = accuracies(fitted, test)
+            cumulative = scores(fitted, test)
             shares = mix_shares(fitted)[-1].tolist()
             mix, center = cumulative[-1], center_of_gravity(shares)
             expected = expected_layer([score.mean for score in cumulative])
-        if probing.code:
+        if probing.code and whole and kind != "edge":  # whose labels are coded one by one
             bits = online_code(probe, train, probing.training, key)
         return Probe(
-            kind, "accuracy", layers, mix, shares, control, bits,
+            kind, metric, layers, mix, shares, control, bits,
             float(np.log2(len(self.labels))) if bits else None, cumulative, expected, center,
         )  # fmt: skip
 
@@ -201,6 +205,18 @@ def accuracies(fitted: Fitted, test: SpanSource) -> list[Score]:
     """Of each member, over seeds."""
     right = np.concatenate(list(predict(fitted, test)), axis=2) == test.classes
     return [interval(seeds) for seeds in right.mean(-1).T]
+
+
+def micro_f1(fitted: Fitted, test: SpanSource) -> list[Score]:
+    """Of each member, over seeds: 2 · right / (said + true) over all labels of all examples (Tenney et al. 2019,
+    section 3.2). A label that training lacks is true and never said.
+    """
+    right, said, begin = 0, 0, 0
+    for labels in predict(fitted, test):
+        gold = np.arange(labels.shape[-1]) == test.classes[begin : begin + labels.shape[2], None]
+        right, said = right + (labels & gold).sum((2, 3)), said + labels.sum((2, 3))
+        begin += labels.shape[2]
+    return [interval(seeds) for seeds in (2 * right / (said + len(test))).T]
 
 
 def interval(values: Float[np.ndarray, "S"] | Sequence[float]) -> Score:

@@ -12,6 +12,8 @@ from ctx_jax.atlas.probes.training import Examples
 
 PIECE = 4096
 """Examples that are in memory, and shuffled among each other, at once."""
+LONGEST = 32
+"""Words of a span that are kept apart: of a longer one the first and the last 16."""
 RUN = 64
 """Examples that lie together on the disk and stay together when pieces are drawn."""
 
@@ -41,7 +43,7 @@ class SpanSource:
     def some(self, examples: Int[np.ndarray, "P"]) -> SpanSource:
         """A part of it, in the order of the whole."""
         examples = np.sort(examples)
-        return SpanSource(self.features, tuple(span[examples] for span in self.spans), self.classes[examples])
+        return type(self)(self.features, tuple(span[examples] for span in self.spans), self.classes[examples])
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -86,3 +88,32 @@ class SpanSource:
         if len(array) == self.size:
             return array
         return np.concatenate([array, np.zeros((self.size - len(array), *array.shape[1:]), array.dtype)])
+
+
+class SpanWords(SpanSource):
+    """Spans with the vectors of their words apart, [P, L, W, D], zeros after the last word."""
+
+    def __init__(
+        self,
+        features: Features,
+        spans: tuple[Int[np.ndarray, "N 2"], ...],
+        classes: Int[np.ndarray, "N"],
+        size: int = PIECE,
+    ):
+        """As that of spans; a piece has fewer examples where spans are long."""
+        longest = max((int((span[:, 1] - span[:, 0]).max(initial=1)) for span in spans), default=1)
+        self.width = min(1 << (longest - 1).bit_length(), LONGEST)
+        super().__init__(features, spans, classes, max(size // self.width, 256))
+
+    def vectors(self, spans: Int[np.ndarray, "P 2"]) -> Float[np.ndarray, "P L W D"]:
+        """Of the words of each span."""
+        num_layers, width = self.features.vectors.shape[1:]
+        result = np.zeros((len(spans), num_layers, self.width, width), self.features.vectors.dtype)
+        half = self.width // 2
+        for row, (begin, end) in zip(result, spans, strict=True):
+            if end - begin <= self.width:
+                row[:, : end - begin] = self.features.vectors[begin:end].swapaxes(0, 1)
+            else:
+                row[:, :half] = self.features.vectors[begin : begin + half].swapaxes(0, 1)
+                row[:, half:] = self.features.vectors[end - half : end].swapaxes(0, 1)
+        return result

@@ -22,8 +22,9 @@ from ctx_jax.nn.parameters import Params
 from ctx_jax.train.optimizer import Optimizer
 from ctx_jax.train.schedules import Schedule
 
-ADAM = Optimizer("adamw", Schedule("constant", 1.0), weight_decay=0.0, clip_norm=math.inf)
-"""Its updates are taken times the step's learning rate."""
+ADAM = Optimizer("adamw", Schedule("constant", 1.0), eps=1e-4, weight_decay=0.0, clip_norm=math.inf)
+"""Its updates are taken times the step's learning rate. With an ε of 1e-8 a gradient that is little but rounding would
+move a weight as far as any other, and an edge probe's weights would depend on who is trained beside it."""
 
 
 @dataclass(frozen=True)

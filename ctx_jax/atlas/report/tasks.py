@@ -83,7 +83,7 @@ def _curves(place: int, group: list[Probed]) -> Curves:
             if of == probe.metric or of not in metrics:
                 baselines.setdefault(name, points(value))
     first = group[0]
-    if first.task.name.rsplit("/", 1)[-1] == "pos":
+    if first.task.name.rsplit("/", 1)[-1] == "pos" and first.probe.kind == "linear":
         lines += [
             Line(one.model, list(one.values), one.num_layers, [points(v) for v in one.values.values()], None,
                  joined=False, source=one.source)
