@@ -18,6 +18,9 @@ import numpy as np
 from ctx_jax.errors import InputError
 from ctx_jax.interop.files.replacing import replacing
 
+MADE = 2
+"""Counts changes of how numbers are made of vectors: those of another way are made anew."""
+
 
 class Cache:
     """A folder of results.
@@ -40,6 +43,7 @@ class Cache:
 
     def value(self, key: dict[str, Any], make: Callable[[], Any]) -> Any:
         """JSON of what `make` gives."""
+        key = key | {"made": MADE}
         path = self.path(key, "json")
         if path.exists():
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fnmatch
+import functools
 import hashlib
 import itertools
 import os
@@ -22,7 +23,7 @@ from ctx_jax.atlas.advice import advise, advise_sentences, layer_flops
 from ctx_jax.atlas.cache import Cache, text_hash
 from ctx_jax.atlas.clusters import pca_2d
 from ctx_jax.atlas.features import Features, span_features, windows, word_features
-from ctx_jax.atlas.formats.discover import discover
+from ctx_jax.atlas.formats.discover import discover, inventory
 from ctx_jax.atlas.geometry import geometry, linear_cka
 from ctx_jax.atlas.probes.labelling import Probing, label_task
 from ctx_jax.atlas.probes.trees import tree_task
@@ -106,7 +107,8 @@ def make_atlas(
     """
     begun, teller = time.monotonic(), teller or Teller()
     corpora = chosen(discover(data), plan.tasks)
-    rooms = [_Room(name, encoder, cache, plan, teller) for name, encoder in models.items()]
+    first_senses = functools.cache(lambda: inventory(data))  # of 200,000 lines: read where it is asked for
+    rooms = [_Room(name, encoder, cache, plan, teller, first_senses) for name, encoder in models.items()]
     found = [room.atlas(corpora) for room in rooms]
     return Atlas(
         models=found,
@@ -142,8 +144,17 @@ def chosen(corpora: Sequence[Corpus], patterns: Sequence[str]) -> list[Corpus]:
 class _Room:
     """One model at work."""
 
-    def __init__(self, name: str, encoder: Encoder, cache: Cache, plan: Plan, teller: Teller):
+    def __init__(
+        self,
+        name: str,
+        encoder: Encoder,
+        cache: Cache,
+        plan: Plan,
+        teller: Teller,
+        first_senses: Callable[[], Mapping[str, str]],
+    ):
         self.name, self.encoder, self.cache, self.plan, self.teller = name, encoder, cache, plan, teller
+        self.first_senses = first_senses
         self.fingerprint = fingerprint(encoder)
         self.compared: tuple[str, Features] | None = None
 
@@ -250,12 +261,16 @@ class _Room:
         if train is None or test is None:
             self.teller.line("  left out: nothing to learn senses from, or no test")
             return [], []
-        of = {"train": _content(train), "test": _content(test), "name": corpus.name}
+        # What training does not know gets WordNet's first sense, as the data sets' own evaluation has it.
+        unseen = set(test.lemmas) - set(train.lemmas)
+        senses = self.first_senses() if any("%" in lemma for lemma in unseen) else {}
+        fallback = {lemma: senses[lemma] for lemma in sorted(unseen) if lemma in senses}
+        of = {"train": _content(train), "test": _content(test), "name": corpus.name, "fallback": fallback}
 
         def make() -> SenseTask:
             vectors = [self._spans(record, record.sentence, record.span) for record in (train, test)]
             self.teller.line("  nearest senses")
-            return sense_task(corpus.name, train, vectors[0], test, vectors[1])
+            return sense_task(corpus.name, train, vectors[0], test, vectors[1], fallback)
 
         task = self._kept("senses", of, SenseTask, make)
         maps = [
@@ -368,11 +383,10 @@ def _sense_splits(corpus: Corpus, corpora: Sequence[Corpus]) -> tuple[Senses | N
     if "train" in splits and test is not None:
         return splits["train"], test
     if "train" in splits:
-        train = splits["train"]
-        count = len(train.sentences)
-        return of_sentences(train, np.arange(count - count // 10)), of_sentences(
-            train, np.arange(count - count // 10, count)
-        )
+        count = len(splits["train"].sentences)
+        parts = np.arange(count - count // 10), np.arange(count - count // 10, count)
+        train, test = (of_sentences(splits["train"], part) for part in parts)
+        return train, test if test.lemmas else None
     others = [each for each in corpora if each.name.endswith("/senses") and set(each.splits) == {"train"}]
     return (others[0].splits["train"] if others else None), test
 

@@ -180,6 +180,25 @@ def task_of(means, half=0.0, mix=None):
     return Task("a/pos", "", 1, 1, 2, {}, [probe], 1, 0.0)
 
 
+def test_a_word_that_training_lacks_gets_wordnets_first_sense(tmp_path, tiny_encoders):
+    words = {"semcor": ["class%1:09:00::"] * 3, "senseval2": ["class%1:09:00::", "name%1:10:00::", "list%1:10:00::"]}
+    for name, keys in words.items():
+        lemmas = [key.partition("%")[0] for key in keys]
+        lines = [f'<sentence><wf>a</wf><instance id="i{n}" lemma="{lemma}">{lemma}</instance></sentence>'
+                 for n, lemma in enumerate(lemmas)]  # fmt: skip
+        (tmp_path / f"{name}.data.xml").write_text(f"<corpus>{''.join(lines)}</corpus>")
+        (tmp_path / f"{name}.gold.key.txt").write_text("".join(f"i{n} {key}\n" for n, key in enumerate(keys)))
+
+    def accuracies(folder):
+        atlas = make_atlas({"one": tiny_encoders["bert"]}, tmp_path, Cache(folder), Plan(probing=QUICK))
+        (task,) = [task for task in atlas.models[0].senses if task.name == "senseval2/senses"]
+        return {*task.centroid, *task.one_nn, task.most_frequent}
+
+    assert accuracies(tmp_path / ".cache") == {1 / 3}
+    (tmp_path / "index.sense").write_text("name%1:10:00:: 1 1 9\nlist%1:11:00:: 1 1 9\nlist%1:10:00:: 1 2 9\n")
+    assert accuracies(tmp_path / ".cache") == {2 / 3}
+
+
 def test_advice_names_the_planted_layer_and_the_cheapest_within_a_point():
     flops = [0.0, 10.0, 20.0, 30.0, 40.0]
     found = advise(task_of([0.5, 0.7, 0.895, 0.9, 0.8], mix=0.91), flops)

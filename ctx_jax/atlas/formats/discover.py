@@ -17,6 +17,7 @@ from typing import NamedTuple
 from ctx_jax.atlas.formats import coarse_wsd, columns, conllu, raganato, spans, sts, wic
 from ctx_jax.atlas.formats.files import COMPRESSED, without_compression
 from ctx_jax.atlas.formats.splits import Splits
+from ctx_jax.atlas.formats.wordnet import first_senses, is_wordnet
 from ctx_jax.atlas.records import Corpus, Examples
 from ctx_jax.errors import InputError
 
@@ -116,6 +117,17 @@ def discover(folder: str | os.PathLike) -> list[Corpus]:
     return _named(root, [(place, stem, _tasks(kind, splits)) for (kind, place, stem), splits in groups.items()])
 
 
+def inventory(folder: str | os.PathLike) -> dict[str, str]:
+    """First senses of the first WordNet in a folder or below it, see `first_senses`; nothing where there is none.
+
+    Raises:
+      InputError: no such folder, or a WordNet that cannot be read.
+    """
+    paths = (below / name for below, names in _walk(_folder(folder)) for name in names if is_wordnet(name))
+    path = next(paths, None)
+    return {} if path is None else first_senses(path)
+
+
 def left_aside(folder: str | os.PathLike) -> list[pathlib.Path]:
     """The files of a folder that `discover` makes nothing of, in sorted order.
 
@@ -127,6 +139,7 @@ def left_aside(folder: str | os.PathLike) -> list[pathlib.Path]:
     for below, names in _walk(_folder(folder)):
         every |= {below / name for name in names}
         used |= {file for _, part in _parts(below, names) for file in part.files}
+        used |= {below / name for name in names if is_wordnet(name)}
     return sorted(every - used)
 
 

@@ -15,11 +15,10 @@ from xml.parsers import expat
 import numpy as np
 
 from ctx_jax.atlas.formats.files import lines, opened, shown, wrong
+from ctx_jax.atlas.formats.wordnet import PARTS
 from ctx_jax.atlas.records import Senses, Words
 from ctx_jax.errors import InputError
 
-# ss_type of a sense key → its lemma's part of speech. 5 is an adjective satellite, whose lemma is among adjectives.
-_PARTS = {"1": "1", "2": "2", "3": "3", "4": "4", "5": "3"}
 _WORDS = ("wf", "instance")
 
 
@@ -56,7 +55,7 @@ def senses(data: str | os.PathLike, gold: str | os.PathLike) -> Senses:
                 raise wrong(data, instance.number, f"{its_name} a second time", "ids to be unique")
             keys[instance.name] = (number, None)
             places.append((len(sentences), instance.begin, instance.end))
-            lemmas.append(f"{instance.lemma}%{_PARTS[its_keys[0].partition('%')[2][0]]}")
+            lemmas.append(f"{instance.lemma}%{PARTS[its_keys[0].partition('%')[2][0]]}")
             found.append(its_keys)
             names.append(instance.name)
         sentences.append(words)
@@ -75,7 +74,7 @@ def _keys(path: str | os.PathLike) -> dict[str, tuple[int, tuple[str, ...] | Non
             continue
         name, *its_keys = line.split()
         for key in its_keys or [""]:
-            if key.partition("%")[2][:1] not in _PARTS:
+            if key.partition("%")[2][:1] not in PARTS:
                 raise wrong(path, number, f"key {shown(key)} of {shown(name)}", "WordNet's sense keys: lemma%1:…")
         if name in keys:
             raise wrong(path, number, f"{shown(name)} a second time, after line {keys[name][0]}", "one line for each")
