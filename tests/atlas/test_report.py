@@ -267,6 +267,11 @@ def test_curves_show_the_records_numbers(written):
     probe = atlas.models[0].tasks[0].probes[0]
     differences = [one.mean - other.mean for one, other in zip(probe.layers, probe.control, strict=True)]
     assert ["minilm, selectivity", *(f"{100 * difference:.1f}" for difference in differences)] == rows[-2][:8]
+    (rows,) = tables(root, "part of speech: mixes of layers: accuracy, × 100")
+    cumulative, weights = ([f"{100 * value:.1f}" for value in values] for values in
+                           ([score.mean for score in probe.cumulative], probe.mix_weights))  # fmt: skip
+    assert ["minilm, layers 0 to l", *cumulative] in [row[:8] for row in rows]
+    assert ["minilm, share in the mix of all", *weights] in [row[:8] for row in rows]
     (rows,) = tables(root, "Senses: CoarseWSD-20: accuracy, × 100")
     task = atlas.models[1].senses[1]
     assert ["elmo, 1-NN", *(f"{100 * value:.1f}" for value in task.one_nn), *[""] * 4] in rows

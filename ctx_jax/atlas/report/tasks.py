@@ -46,6 +46,7 @@ def curves(atlas: Atlas) -> list[Block]:
     for one in _probed(atlas):
         groups.setdefault((one.task.name, one.probe.kind, one.probe.metric), []).append(one)
     plots = [_curves(place, group) for place, group in enumerate(groups.values(), 1)]
+    plots += [_mixes(place, group) for place, group in enumerate(groups.values(), 1)]
     shown_ones = [plot for plot in plots if plot.drawn]
     facts = _facts(list(groups.values()))
     return [paragraph(READING), *depth_note(shown_ones), shown_ones, facts] if plots else []
@@ -101,6 +102,28 @@ def _curves(place: int, group: list[Probed]) -> Curves:
     return Curves(
         named("task", place, first.task.name, first.probe.kind), first.title, caption, f"{first.probe.metric}, × 100",
         lines, 1, baselines, marks, lower, "selectivity",
+    )  # fmt: skip
+
+
+def _mixes(place: int, group: list[Probed]) -> Curves:
+    """What each layer adds to those below it, and what share of the mix of all it has."""
+    lines, shares = [], []
+    for style, model, _, probe in group:
+        if probe.cumulative is not None:
+            layers = depths(model.num_layers, probe.cumulative)
+            low, high = ([points(_bound(score, side)) for score in probe.cumulative] for side in ("low", "high"))
+            scores = [points(score) for score in probe.cumulative]
+            lines.append(Line(f"{model.name}, layers 0 to l", layers, model.num_layers, scores, style, 0, low, high))
+        if probe.mix_weights is not None:
+            layers = depths(model.num_layers, probe.mix_weights)
+            weights = [points(number(weight)) for weight in probe.mix_weights]
+            shares.append(Line(f"{model.name}, share in the mix of all", layers, model.num_layers, weights, style, 1))
+    first = group[0]
+    caption = f"{first.probe.kind.capitalize()} probe on learnt mixes of layers 0 to l; beneath it the weights of the "
+    caption += f"mix of all layers, which sum to 100; {first.task.name}."
+    return Curves(
+        named("mixes", place, first.task.name, first.probe.kind), f"{first.title}: mixes of layers", caption,
+        f"{first.probe.metric}, × 100", lines, 1, lower=shares, lower_unit="share, × 100",
     )  # fmt: skip
 
 
