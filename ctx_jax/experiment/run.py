@@ -27,7 +27,7 @@ from ctx_jax.errors import InputError
 from ctx_jax.experiment.assembly import assemble, open_rows, vocabulary_of
 from ctx_jax.experiment.config import Evaluation, Experiment
 from ctx_jax.experiment.cost import cost_card, peak_flops_per_s, state_bytes, step_cost
-from ctx_jax.hosts import Team, on_first_process
+from ctx_jax.hosts import Team, on_first_process, wait_for_all
 from ctx_jax.models.elmo import ElmoConfig
 from ctx_jax.nn.parameters import Bound, Params, count_parameters
 from ctx_jax.objectives.mlm import unigram_entropy
@@ -316,6 +316,7 @@ def _require_agreement(workdir: pathlib.Path, record: dict[str, Any]) -> None:
                 f"{path}: process 0 was given {differing}, as process {process}; expected the same for all"
             )
         time.sleep(0.5)
+    wait_for_all()  # none begins while another may still refuse
 
 
 def _last_checkpoint(checkpoints: Checkpoints) -> str:

@@ -13,3 +13,4 @@ from ctx_jax.hosts.join import Hosts as Hosts
 from ctx_jax.hosts.join import joined as joined
 from ctx_jax.hosts.team import Team as Team
 from ctx_jax.hosts.team import on_first_process as on_first_process
+from ctx_jax.hosts.team import wait_for_all as wait_for_all

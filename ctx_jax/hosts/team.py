@@ -35,6 +35,11 @@ def on_first_process(change: Callable[[], object]) -> None:
     """Changes files from the first process, and lets none go on before it is done."""
     if jax.process_index() == 0:
         change()
+    wait_for_all()
+
+
+def wait_for_all() -> None:
+    """Lets no process go on before all have come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("ctx_jax.hosts")
 
