@@ -29,10 +29,12 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"layers/.*/(out|down)/kernel$", PartitionSpec(None, "tensor", "fsdp")),
     # What a batch hands to the next has a row for each of the batch's.
     (r"^carry/", PartitionSpec(BATCH_AXES)),
-    # An LSTM's gates lie side by side on an axis of their own, so that every device has a part of each.
-    (r"(input|recurrent)_kernel$", PartitionSpec("fsdp", None, "tensor")),
+    # An LSTM's gates lie side by side on an axis of their own, so that every device has a part of each. What each step
+    # of the loop over words needs is not divided over fsdp: it would be gathered again at every word.
+    (r"input_kernel$", PartitionSpec("fsdp", None, "tensor")),
+    (r"recurrent_kernel$", PartitionSpec(None, None, "tensor")),
     (r"(^|/)(forward|backward)/\d+/bias$", PartitionSpec(None, "tensor")),
-    (r"(^|/)(forward|backward)/\d+/projection$", PartitionSpec("tensor", "fsdp")),
+    (r"(^|/)(forward|backward)/\d+/projection$", PartitionSpec("tensor", None)),
     # A token table split over its width costs XLA a full rematerialisation; over the vocabulary it does not.
     (r"(token|masked_lm)/table$", PartitionSpec(("tensor", "fsdp"), None)),
     (r"masked_lm/bias$", PartitionSpec(("tensor", "fsdp"))),
