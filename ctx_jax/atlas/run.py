@@ -21,7 +21,6 @@ from jaxtyping import Float
 
 from ctx_jax.atlas.advice import advise, advise_sentences, layer_flops
 from ctx_jax.atlas.cache import Cache, text_hash
-from ctx_jax.atlas.clusters import pca_2d
 from ctx_jax.atlas.features import Features, span_features, windows, word_features
 from ctx_jax.atlas.formats.discover import discover, inventory
 from ctx_jax.atlas.geometry import geometry, linear_cka
@@ -43,7 +42,7 @@ from ctx_jax.atlas.results import (
 from ctx_jax.atlas.sampling import of_sentences, some_sentences
 from ctx_jax.atlas.senses import sense_task, wic_threshold
 from ctx_jax.atlas.sentences import sts_scores
-from ctx_jax.atlas.word_senses import context
+from ctx_jax.atlas.word_senses import LEAST, context, map_methods, sense_maps
 from ctx_jax.encoder.base import Encoder
 from ctx_jax.encoder.shards import fingerprint
 from ctx_jax.encoder.vectors import unit
@@ -65,6 +64,7 @@ class Plan:
       geometry: the shape of the space, on the training words of the first corpus that has words.
       map_words: whose occurrences are drawn, of the first corpus of senses that has them.
       map_points: of each, at most.
+      umap: draw them by UMAP, too, which has to be installed.
       fit_texts: texts that repairs are fitted on, of the training pairs.
       dtype: of vectors on the disk.
     """
@@ -76,6 +76,7 @@ class Plan:
     geometry: bool = True
     map_words: tuple[str, ...] = ("bank", "apple")
     map_points: int = 300
+    umap: bool = False
     fit_texts: int = 5_000
     dtype: str = "float16"
 
@@ -273,14 +274,11 @@ class _Room:
             return sense_task(corpus.name, train, vectors[0], test, vectors[1], fallback)
 
         task = self._kept("senses", of, SenseTask, make)
-        maps = [
-            self._map(word, test, task)
-            for word in self.plan.map_words
-            if word not in drawn and word in {_plain_lemma(lemma) for lemma in test.lemmas}
-        ]
-        return [task], maps
+        lemmas = {_plain_lemma(lemma) for lemma in test.lemmas}
+        words = [word for word in self.plan.map_words if word not in drawn and word in lemmas]
+        return [task], [each for word in words for each in self._maps(word, test, task)]
 
-    def _map(self, word: str, test: Senses, task: SenseTask) -> SenseMap:
+    def _maps(self, word: str, test: Senses, task: SenseTask) -> list[SenseMap]:
         """Of the embeddings, the layer that tells senses apart best, and the last."""
         own = np.array([place for place, lemma in enumerate(test.lemmas) if _plain_lemma(lemma) == word])
         if len(own) > self.plan.map_points:
@@ -290,11 +288,10 @@ class _Room:
         last = len(task.one_nn) - 1
         layers = sorted({0, int(np.argmax(task.one_nn)), last})
         contexts = [context(test.sentences[test.sentence[place]], test.span[place]) for place in own]
-        points = {
-            str(layer): [(round(float(x), 4), round(float(y), 4)) for x, y in pca_2d(np.float64(vectors[layer][own]))]
-            for layer in layers
-        }
-        return SenseMap(word, "PCA", senses, [senses.index(test.keys[place][0]) for place in own], contexts, points)
+        colours = [senses.index(test.keys[place][0]) for place in own]
+        drawn = {layer: np.float64(vectors[layer][own]) for layer in layers}
+        methods = map_methods(0, len(own), self.plan.umap and len(own) >= LEAST)
+        return sense_maps(word, senses, colours, contexts, drawn, methods)
 
     def _same_sense(self, corpus: Corpus) -> list[Task]:
         """By a threshold on the cosine, fitted on what is held out, or trained on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,10 @@ OTHER_WORDS = 2000
 """Occurrences of other words among which the neighbours are."""
 CONTEXT_WORDS = 8
 """On each side of the word where it is shown."""
+LEAST = 5
+"""Vectors of which UMAP makes something."""
+Method = Callable[[Float[np.ndarray, "N D"]], Float[np.ndarray, "N 2"]]
+"""From vectors to places on a map."""
 
 
 def word_senses(
@@ -61,7 +65,7 @@ def word_senses(
     Raises:
       InputError: no such layer, a sentence that cannot be encoded, vectors that are not finite, or no UMAP.
     """
-    embed = umap_2d(seed, len(occurrences.sentence)) if with_umap else None
+    methods = map_methods(seed, len(occurrences.sentence), with_umap)
     numbers, count = sorted(set(layers)), len(occurrences.sentence)
     sentence, spans = other_words(occurrences, OTHER_WORDS, seed)
     vectors = span_vectors(
@@ -86,13 +90,7 @@ def word_senses(
         clustered(1)
     best = _best(found)
     senses, sense = _colours(occurrences.senses, found[numbers.index(best)].labels)
-    methods = {"PCA": pca_2d, **({"UMAP": embed} if embed else {})}
-    maps = [
-        SenseMap(
-            word, method, senses, sense, contexts, {str(n): _points(draw(x)) for n, x in zip(numbers, own, strict=True)}
-        )
-        for method, draw in methods.items()
-    ]
+    maps = sense_maps(word, senses, sense, contexts, dict(zip(numbers, own, strict=True)), methods)
     return WordSenses(
         word=word,
         model=model,
@@ -116,7 +114,27 @@ def context(words: Words, span: Int[np.ndarray, "2"]) -> str:
     return "… " * (begin > CONTEXT_WORDS) + shown + " …" * (len(words) - end > CONTEXT_WORDS)
 
 
-def umap_2d(seed: int, count: int) -> Callable[[Float[np.ndarray, "N D"]], Float[np.ndarray, "N 2"]]:
+def map_methods(seed: int, count: int, with_umap: bool) -> dict[str, Method]:
+    """How so many vectors are drawn; raises as `umap_2d`."""
+    return {"PCA": pca_2d, **({"UMAP": umap_2d(seed, count)} if with_umap else {})}
+
+
+def sense_maps(
+    word: str,
+    senses: list[str],
+    sense: list[int],
+    contexts: list[str],
+    layers: Mapping[int, Float[np.ndarray, "N D"]],
+    methods: Mapping[str, Method],
+) -> list[SenseMap]:
+    """A map by each method, of the vectors of each layer; arguments as `SenseMap` has them."""
+    return [
+        SenseMap(word, method, senses, sense, contexts, {str(n): _points(draw(x)) for n, x in layers.items()})
+        for method, draw in methods.items()
+    ]
+
+
+def umap_2d(seed: int, count: int) -> Method:
     """Coordinates by UMAP with cosines (McInnes et al. 2018), of so many vectors.
 
     Raises:
@@ -126,7 +144,7 @@ def umap_2d(seed: int, count: int) -> Callable[[Float[np.ndarray, "N D"]], Float
         umap = importlib.import_module("umap")
     except ImportError as error:
         raise InputError("umap: not installed; expected pip install umap-learn") from error
-    if count < 5:
+    if count < LEAST:
         raise InputError(f"umap: found {count} occurrences, expected five or more")
     make = lambda: umap.UMAP(n_neighbors=min(15, count - 1), metric="cosine", random_state=seed, n_jobs=1)
     return lambda vectors: make().fit_transform(vectors)

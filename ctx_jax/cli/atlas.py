@@ -30,7 +30,7 @@ class MakeAtlas:
     """Folder of the report; made if need be."""
     tasks: tuple[str, ...] = ()
     """Patterns of tasks, such as `*/pos en_ewt-ud/*`; by default all that the data have."""
-    probes: tuple[Literal["linear", "mlp", "edge"], ...] = ("linear", "mlp", "edge")
+    probes: tuple[Literal["linear", "mlp", "edge"], ...] = ("linear", "mlp")
     """Kinds of probe; the first is asked more: control labels, mixes of layers, description length."""
     seeds: int = 5
     """Probes of each layer, each with another start and order."""
@@ -48,6 +48,8 @@ class MakeAtlas:
     """Words of a corpus that probes learn from, at most; whole sentences, by chance."""
     words: tuple[str, ...] = ("bank", "apple")
     """Whose occurrences are drawn as a map, where the data have senses of them."""
+    umap: bool = False
+    """Draw the maps by UMAP, too; needs umap-learn."""
     twins: bool = False
     """Beside each model the same one untrained, with random weights."""
     cache: OptionalPath = None
@@ -66,10 +68,13 @@ def make_atlas(command: MakeAtlas) -> int:
     from ctx_jax.atlas.report import require_matplotlib, summary, write_report
     from ctx_jax.atlas.run import Plan, untrained
     from ctx_jax.atlas.run import make_atlas as run
+    from ctx_jax.atlas.word_senses import LEAST, umap_2d
     from ctx_jax.compilation import keep_compiled
     from ctx_jax.encoder import Encoder
 
     require_matplotlib()
+    if command.umap:
+        umap_2d(0, LEAST)
     if not command.probes:
         raise InputError("--probes: found none, expected linear, mlp or edge")
     plan = Plan(
@@ -85,6 +90,7 @@ def make_atlas(command: MakeAtlas) -> int:
         held_out_words=max(command.train_words // 5, 1),
         geometry=command.geometry,
         map_words=command.words,
+        umap=command.umap,
         dtype=command.keep,
     )
     keep_compiled()

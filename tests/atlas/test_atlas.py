@@ -1,7 +1,10 @@
 """The whole atlas: made, gone on with, and told what to do, on data that the test writes."""
 
+import dataclasses
 import json
 import pathlib
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -178,6 +181,28 @@ def task_of(means, half=0.0, mix=None):
     layers = [Score(mean, mean - half, mean + half) for mean in means]
     probe = Probe("linear", "accuracy", layers, None if mix is None else Score(mix, mix, mix))
     return Task("a/pos", "", 1, 1, 2, {}, [probe], 1, 0.0)
+
+
+def test_maps_are_drawn_by_umap_too_where_it_is_asked(folder, tiny_encoders, tmp_path, monkeypatch, capsys):
+    class UMAP:
+        def __init__(self, **options):
+            assert options["n_neighbors"] == 11
+
+        def fit_transform(self, vectors):
+            return vectors[:, 3:5]
+
+    plan = Plan(("coarse/*",), QUICK, map_words=("class",), umap=True)
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=UMAP))
+    maps = make_atlas({"one": tiny_encoders["bert"]}, folder, Cache(tmp_path / "cache"), plan).models[0].maps
+    assert [each.method for each in maps] == ["PCA", "UMAP"]
+    assert maps[0].layers != maps[1].layers
+    assert dataclasses.replace(maps[0], method="UMAP", layers=maps[1].layers) == maps[1]
+    monkeypatch.setitem(sys.modules, "umap", None)
+    tiny_encoders["bert"].save_pretrained(tmp_path / "model")
+    words = ["atlas", str(tmp_path / "model"), "--data", str(folder), "--out", str(tmp_path / "out"), "--umap"]
+    assert cli.main(words) == 2
+    assert "pip install umap-learn" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_word_that_training_lacks_gets_wordnets_first_sense(tmp_path, tiny_encoders):

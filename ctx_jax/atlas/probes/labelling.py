@@ -41,7 +41,7 @@ class Probing:
       seed: of all that is random.
     """
 
-    kinds: tuple[Kind, ...] = ("linear", "mlp", "edge")
+    kinds: tuple[Kind, ...] = ("linear", "mlp")
     training: Training = Training()
     controls: bool = True
     mixes: bool = True

@@ -115,7 +115,8 @@ class Mixed:
 def mixed(mix: Float[Array, "L"], features: Any, allowed: Bool[Array, "L"]) -> Any:
     """Features [L, B, …] to [B, …], by the mix's weights."""
     shares = jax.nn.softmax(jnp.where(allowed, mix, -jnp.inf))
-    return jax.tree.map(lambda x: jnp.einsum("l,lb...->b...", shares, x, precision="highest"), features)
+    # Term by term, so that a processor reads the layers once and writes nothing but the sum.
+    return jax.tree.map(lambda x: sum(share * layer for share, layer in zip(shares, x, strict=True)), features)
 
 
 class Fitted(NamedTuple):
