@@ -11,6 +11,8 @@ import pytest
 
 from ctx_jax import cli
 from ctx_jax.cli.compile import report, table
+from ctx_jax.errors import InputError
+from ctx_jax.experiment import topology
 from ctx_jax.experiment.topology import Memory, Step
 from ctx_jax.flops.devices import CHIPS, PUBLISHED, named_peak
 from ctx_jax.hlo.estimate import Collective, Estimate, Kernel
@@ -140,21 +142,65 @@ def test_a_step_for_a_slice(config, mesh):
     assert max(gathered, default=0) < 4 * 4096 * 64 * 20 // 8
 
 
-@pytest.mark.slow
-def test_a_sweep_tries_them_all_and_goes_on_past_what_cannot_be(config):
+TRIED = set(itertools.product((1, 2), ("none", "dots", "all"), (32, 64)))
+"""What a sweep tries on two chips with 64 rows in all: tensor, remat, rows a chip."""
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """Instead of the TPU's: twice the rows do not fit with `tensor` 1, and what is computed again takes time."""
+    tried = []
+
+    def compile_for(experiment, topology, *, encode):
+        mesh, remat, rows = experiment.mesh, experiment.model.remat, experiment.batch_size / 2
+        tried.append((mesh.tensor, remat, rows))
+        if rows * experiment.rows.length > limit[0] * mesh.tensor:
+            raise InputError(f"{topology}: does not fit")
+        estimate = Estimate()
+        estimate.cycles[("head", "forward")] = int(rows * {"none": 10_000, "dots": 12_000, "all": 14_000}[remat])
+        axes = {axis: getattr(mesh, axis) for axis in ("data", "fsdp", "tensor")}
+        return step(topology=topology, mesh=axes, remat=remat, rows=rows, estimate=estimate)
+
+    limit = [32 * 128]
+    monkeypatch.setattr(topology, "compile_for", compile_for)
+    monkeypatch.setattr(topology, "topology_devices", lambda name: (list(range(2)), None))
+    return tried, limit
+
+
+def test_a_sweep_tries_them_all_and_goes_on_past_what_cannot_be(config, compiler, capsys):
     """On two chips: one or two parts of every product, three policies, one batch and two."""
+    tried, limit = compiler
+    words = ["compile", str(config), "--topology", "v5e:1x2", "--sweep"]
+    assert cli.main(words) == 0
+    assert sorted(tried) == sorted(TRIED)
+    out, err = capsys.readouterr()
+    assert err.count("does not fit") == 3
+    assert len(out.splitlines()) == 1 + 9 + 1
+    # As fast a row everywhere, so the first of the fastest.
+    best = "v5e:1x2 --mesh.data 2 --mesh.fsdp 1 --mesh.tensor 1 --model.remat none --rows-per-chip 32"
+    assert out.splitlines()[-1] == f"most tokens/s a chip, estimated: {best}"
+    assert cli.main([*words, "--json"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {(each["mesh"]["tensor"], each["remat"], each["rows_per_chip"]) for each in found} == {
+        (tensor, remat, rows) for tensor, remat, rows in TRIED if rows == 32 or tensor == 2
+    }
+    limit[0] = 0
+    assert cli.main(words) == 2
+    err = capsys.readouterr().err
+    assert err.count("does not fit") == 12
+    assert "sweep: nothing that was tried fits" in err
+
+
+@pytest.mark.slow
+def test_a_sweep_on_one_chip(config):
     pytest.importorskip("libtpu")
-    words = ["compile", str(config), "--topology", "v5e:1x2", "--model.num-layers", "1", "--sweep"]
-    done = run_command(["-m", "ctx_jax.cli", *words, "--json"])
+    words = ["compile", str(config), "--topology", "v5e:1x1", "--model.num-layers", "1", "--sweep", "--json"]
+    done = run_command(["-m", "ctx_jax.cli", *words])
     assert done.returncode == 0, done.stderr[-2000:]
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    tried = {(step["mesh"]["tensor"], step["remat"], step["rows_per_chip"]) for step in found}
-    assert tried == set(itertools.product((1, 2), ("none", "dots", "all"), (32, 64)))
-    assert all(step["memory"]["fits"] for step in found)
-    again = run_command(["-m", "ctx_jax.cli", *words, "--rows-per-chip", "262144"])
-    assert again.returncode == 2
-    assert again.stderr.count("does not fit") == 12
-    assert "sweep: nothing that was tried fits" in again.stderr
+    tried = {(each["remat"], each["rows_per_chip"]) for each in found}
+    assert tried == set(itertools.product(("none", "dots", "all"), (64, 128)))
+    assert all(each["memory"]["fits"] for each in found)
 
 
 @pytest.mark.slow

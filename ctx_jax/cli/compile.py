@@ -3,6 +3,7 @@
 import itertools
 import json
 import pathlib
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated
@@ -86,7 +87,7 @@ def _steps(command: object) -> "Iterator[Step]":
         except InputError as error:  # does not fit, or cannot be cut so
             if not command.sweep:
                 raise
-            bar.write(f"{_label(experiment)}: {error}")
+            bar.write(f"{_label(experiment)}: {error}", file=sys.stderr)  # by default it writes among the results
 
 
 def _variants(experiment: object, chips: int) -> Iterator[object]:
