@@ -5,7 +5,7 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
@@ -60,6 +60,21 @@ class MakeAtlas:
     """Type of the encoder's computation; by default what the model's folder says."""
 
 
+def _as_typed(command: MakeAtlas) -> list[str]:
+    """The words of a command that does the same, folders by their names alone: a path is somebody's machine."""
+    words = ["ctx-jax", "atlas", *(path.resolve().name for path in command.models)]
+    words += ["--data", command.data.resolve().name]
+    for field in fields(command):
+        value, name = getattr(command, field.name), field.name.replace("_", "-")
+        if field.name in ("models", "data", "out", "cache") or value == field.default:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            words += [f"--{name}", *map(str, value if isinstance(value, tuple) else [value])]
+    return words
+
+
 def make_atlas(command: MakeAtlas) -> int:
     """Atlas"""
     from ctx_jax.atlas.cache import Cache
@@ -103,11 +118,7 @@ def make_atlas(command: MakeAtlas) -> int:
         if command.twins:
             models[f"{name}, untrained"] = untrained(models[name])
     cache = Cache(command.cache or command.out / "cache")
-    # Names alone: a path is somebody's machine.
-    words = ["ctx-jax", "atlas", *(path.resolve().name for path in command.models)]
-    words += ["--data", command.data.resolve().name]
-    words += ["--tasks", *command.tasks] if command.tasks else []
-    atlas = run(models, command.data, cache, plan, Bars(), shlex.join(words))
+    atlas = run(models, command.data, cache, plan, Bars(), shlex.join(_as_typed(command)))
     write_report(atlas, command.out)
     print("\n".join(summary(atlas)))
     print(f"wrote {command.out / 'index.html'} in {atlas.seconds:.0f} s, {atlas.peak_memory / 1e9:.1f} GB at most")

@@ -147,7 +147,8 @@ def test_the_command_writes_a_report(folder, tiny_encoders, tmp_path, capsys):
     assert [model.name for model in found.models] == ["model", "model, untrained"]
     assert found.models[0].fingerprint != found.models[1].fingerprint
     assert found.models[0].parameters == found.models[1].parameters
-    assert found.command == f"ctx-jax atlas model --data {folder.name} --tasks '*/pos'"
+    rest = "--probes linear --seeds 1 --epochs 1 --no-mixes --no-code --twins"
+    assert found.command == f"ctx-jax atlas model --data {folder.name} --tasks '*/pos' {rest}"
     assert str(tmp_path) not in (tmp_path / "out" / "atlas.json").read_text()
 
 
