@@ -152,6 +152,7 @@ def test_a_mix_finds_its_layer_and_what_each_adds(data):
 def test_expected_layer_and_center_of_gravity_by_hand():
     assert expected_layer([0.2, 0.3, 0.7, 0.7]) == pytest.approx((1 * 0.1 + 2 * 0.4) / 0.5)
     assert expected_layer([0.5, 0.4]) is None
+    assert expected_layer([0.5, 0.4, 0.505]) is None  # 22 of 2
     assert center_of_gravity([0.5, 0.25, 0.25]) == pytest.approx(0.75)
 
 

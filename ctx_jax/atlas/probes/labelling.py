@@ -242,12 +242,13 @@ def center_of_gravity(shares: Sequence[float]) -> float:
 
 def expected_layer(scores: Sequence[float]) -> float | None:
     """Σ l · Δ(l) / Σ Δ(l), Δ(l) what layer l adds to the layers below it (Tenney et al. 2019b, equations 3 and 4); None
-    where all the layers add nothing.
+    where all the layers add nothing, or so little that what some take away leads out of the model.
     """
     gains = np.diff(scores)
     if gains.sum() <= 0:
         return None
-    return float(np.arange(1, len(scores)) @ gains / gains.sum())
+    expected = float(np.arange(1, len(scores)) @ gains / gains.sum())
+    return expected if 0 <= expected <= len(gains) else None
 
 
 def online_code(
