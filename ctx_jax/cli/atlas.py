@@ -89,7 +89,7 @@ def make_atlas(command: MakeAtlas) -> int:
 
     require_matplotlib()
     if command.umap:
-        umap_2d(0, LEAST)
+        umap_2d(0, LEAST)  # says that it is missing before hours of work, not after
     if not command.probes:
         raise InputError("--probes: found none, expected linear, mlp or edge")
     plan = Plan(

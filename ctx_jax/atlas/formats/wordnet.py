@@ -11,7 +11,6 @@ from ctx_jax.atlas.formats.files import decoded, opened, shown, without_compress
 from ctx_jax.errors import InputError
 
 INDEX = "index.sense"
-EXPECTED = f"{INDEX} of WordNet, alone or in a wordnet….tar or WNdb….tar.gz"
 PARTS = {"1": "1", "2": "2", "3": "3", "4": "4", "5": "3"}
 """ss_type of a sense key → its lemma's part of speech: an adjective satellite, 5, has its lemma among adjectives."""
 

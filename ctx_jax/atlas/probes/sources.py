@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -38,7 +39,10 @@ class SpanSource:
         self.features, self.classes = features, np.asarray(classes, np.int32)
         self.spans = spans
         # Few sizes, as each is compiled for.
-        self.size = min(size, max(1 << (len(self.classes) - 1).bit_length(), RUN))
+        self.size = min(self._most(size), max(1 << (len(self.classes) - 1).bit_length(), RUN))
+
+    def _most(self, size: int) -> int:
+        return size
 
     def some(self, examples: Int[np.ndarray, "P"]) -> SpanSource:
         """A part of it, in the order of the whole."""
@@ -93,17 +97,15 @@ class SpanSource:
 class SpanWords(SpanSource):
     """Spans with the vectors of their words apart, [P, L, W, D], zeros after the last word."""
 
-    def __init__(
-        self,
-        features: Features,
-        spans: tuple[Int[np.ndarray, "N 2"], ...],
-        classes: Int[np.ndarray, "N"],
-        size: int = PIECE,
-    ):
-        """As that of spans; a piece has fewer examples where spans are long."""
-        longest = max((int((span[:, 1] - span[:, 0]).max(initial=1)) for span in spans), default=1)
-        self.width = min(1 << (longest - 1).bit_length(), LONGEST)
-        super().__init__(features, spans, classes, max(size // self.width, 256))
+    @functools.cached_property
+    def width(self) -> int:
+        """W: words of the longest span, rounded up so that few shapes are compiled for."""
+        longest = max((int((span[:, 1] - span[:, 0]).max(initial=1)) for span in self.spans), default=1)
+        return min(1 << (longest - 1).bit_length(), LONGEST)
+
+    def _most(self, size: int) -> int:
+        # A piece of long spans would take as many times the memory.
+        return max(size // self.width, 256)
 
     def vectors(self, spans: Int[np.ndarray, "P 2"]) -> Float[np.ndarray, "P L W D"]:
         """Of the words of each span."""
