@@ -11,7 +11,6 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-import grain
 import numpy as np
 from jaxtyping import Int
 
@@ -21,6 +20,8 @@ from ctx_jax.data.plan import Plan, RowsConfig, make_plan
 from ctx_jax.errors import InputError
 
 T = TypeVar("T")
+
+# Grain takes half a second to import, Orbax with it: functions that need it import it themselves.
 
 # A batch is assembled under Python's lock, but for the reads: more threads hide a slow disk, and get into each other's
 # way on a fast one (pairs of 128 tokens on 2 cores: 18,000 rows/s with 1, 10,000 with 2, 7,500 with 4).
@@ -44,6 +45,8 @@ class Loader:
         self.config = config
         self.plan = plan or make_plan(corpus.sentence_offsets, corpus.document_offsets, config)
         self._specials = corpus.tokenizer.specials
+        import grain
+
         rows = grain.MapDataset.range(self.plan.num_rows).seed(config.seed).shuffle()
         self._shuffled = rows.repeat(None)
 
@@ -147,6 +150,8 @@ def rows_of_batch(batch_size: int, rows: Sequence[int] | None) -> Int[np.ndarray
 
 def read_ahead(read: Callable[[int], T], prefetch: bool) -> Iterator[T]:
     """`read(0), read(1), …` without end; with `prefetch` a few ahead, in threads."""
+    import grain
+
     options = grain.ReadOptions(
         num_threads=READ_THREADS if prefetch else 0, prefetch_buffer_size=READ_AHEAD if prefetch else 0
     )

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ctx_jax.flops.elmo import elmo_cost
-from ctx_jax.flops.jaxpr import Count, count
+from ctx_jax.flops.jaxpr import Count, count_jaxpr
 from ctx_jax.flops.parts import Cost
 from ctx_jax.flops.transformer import bert_cost
 from ctx_jax.flops.xla import erfc_flops, xla_flops
@@ -23,9 +23,6 @@ from ctx_jax.models.elmo import Elmo, ElmoConfig
 from ctx_jax.nn.parameters import Bound
 
 EncoderConfig = BertConfig | ElmoConfig
-
-ELMO_TWIN_WORDS = 4
-"""ELMo costs the same for every word, and so what a few words add stands for what many do."""
 
 
 def encoder_cost(config: EncoderConfig, *, rows: int = 1, length: int) -> Cost:
@@ -98,18 +95,25 @@ class ThreeCounts(NamedTuple):
 
 def count_encoder(config: EncoderConfig, *, rows: int = 1, length: int) -> ThreeCounts:
     """Counts the encoder's forward pass by formula, by walking its jaxpr, and by XLA on a twin. Nothing is compiled."""
-    function, args = encoder_function(config, rows=rows, length=length)
-    walk = count(function, *args)
-    if isinstance(config, ElmoConfig) and length > 2 * ELMO_TWIN_WORDS:
-        few, twice = (_xla_of_twin(config, rows, times * ELMO_TWIN_WORDS) for times in (1, 2))
-        xla = few + (twice - few) * (length - ELMO_TWIN_WORDS) // ELMO_TWIN_WORDS
+    twin = replace(config, unroll=True)
+    # One trace serves both: in a jaxpr a loop to be written out is still a loop.
+    traced = _traced(twin, rows, length)
+    walk = count_jaxpr(traced.jaxpr)
+    if isinstance(config, ElmoConfig):
+        # Every word costs ELMo the same, and so what the second adds stands for each that follows.
+        one, two = (_elmo_xla(twin, rows, words) for words in (1, 2))
+        xla = one + (two - one) * (length - 1)
     else:
-        xla = _xla_of_twin(config, rows, length)
+        xla = xla_flops(traced)
     erf = walk.by_primitive.get("erfc", 0) * (erfc_flops(config.dtype) - 1)
     return ThreeCounts(encoder_cost(config, rows=rows, length=length), walk, xla, erf)
 
 
+def _traced(config: EncoderConfig, rows: int, length: int) -> jax.stages.Traced:
+    function, args = encoder_function(config, rows=rows, length=length)
+    return jax.jit(function).trace(*args)
+
+
 @functools.cache
-def _xla_of_twin(config: EncoderConfig, rows: int, length: int) -> int:
-    function, args = encoder_function(replace(config, unroll=True), rows=rows, length=length)
-    return xla_flops(function, *args)
+def _elmo_xla(twin: ElmoConfig, rows: int, words: int) -> int:
+    return xla_flops(_traced(twin, rows, words))

@@ -10,25 +10,21 @@ that is a polynomial of some sixty operations, which make a narrow model with ex
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 
-def xla_flops(function: Callable[..., Any], *args: Any) -> int:
-    """FLOPs of a function by XLA's cost analysis, transcendental ones included.
+def xla_flops(traced: jax.stages.Traced) -> int:
+    """FLOPs of a traced function, `jax.jit(f).trace(…)`, by XLA's cost analysis, transcendental ones included.
 
-    Args:
-      function: any JAX function without loops; those count once.
-      args: arrays, or jax.ShapeDtypeStruct: nothing is allocated.
+    Loops that are not written out count once.
     """
-    found = jax.jit(function).lower(*args).cost_analysis()
+    found = traced.lower().cost_analysis()
     return int(found.get("flops", 0)) + int(found.get("transcendentals", 0))
 
 
 @functools.cache
 def erfc_flops(dtype: str) -> int:
     """Operations that XLA writes the complementary error function of one value out in."""
-    return xla_flops(jax.lax.erfc, jax.ShapeDtypeStruct((), jnp.dtype(dtype)))
+    return xla_flops(jax.jit(jax.lax.erfc).trace(jax.ShapeDtypeStruct((), jnp.dtype(dtype))))

@@ -13,7 +13,9 @@ from ctx_jax import cli
 from ctx_jax.errors import InputError
 from ctx_jax.experiment import Experiment
 from ctx_jax.experiment.cost import budget_verdict
+from ctx_jax.flops.architectures import count_encoder, encoder_function
 from ctx_jax.flops.budget import FlopBudget
+from ctx_jax.flops.jaxpr import count
 from ctx_jax.models.bert import BertConfig
 
 CONFIGS = sorted((pathlib.Path(__file__).resolve().parents[2] / "configs").glob("*.py"))
@@ -107,6 +109,14 @@ def test_training_tables_equal_the_step(capsys):
     mini = next(str(path) for path in CONFIGS if path.stem == "bert_mini")
     assert cli.main(["flops", mini, "--train"]) == 0
     assert "by the jaxpr of the step equal" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_model_and_its_twin_are_one_walk(path):
+    """`count_encoder` walks the twin's jaxpr, whose loops lowering would write out: the model's own has the same."""
+    config = cli.load_config(path).model
+    function, args = encoder_function(config, rows=3, length=20)
+    assert count_encoder(config, rows=3, length=20).walk == count(function, *args)
 
 
 @pytest.mark.alone
