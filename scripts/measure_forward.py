@@ -3,8 +3,10 @@
 python scripts/measure_forward.py [CONFIG] [--dtypes float32 bfloat16] [--repeats 9]
 
 - `attention`: query, key and value transposed together, as `SelfAttention` does it, or each cut out first.
+- `mask`: scores cut to the mask by a minimum, or chosen by `where`.
 - `gelu`: with erf in float32, as `nn.feed_forward` has it, or `jax.nn.gelu`, with erfc.
 - `layers`: weights of the layers in a list, as the encoder keeps them on a processor, or cut out of a stack.
+- `kernels`: each with its outputs in front, as the encoder keeps them on a processor in bfloat16, or behind.
 - `batch`: so many tokens at once, beside what the encoder takes by default, for texts of any length.
 """
 
@@ -28,7 +30,7 @@ from ctx_jax.cli import keep_memory, load_config
 from ctx_jax.encoder import BertEncoder
 from ctx_jax.interop.run_folder import bound_model
 from ctx_jax.models.bert import BertConfig
-from ctx_jax.nn.attention import attention_mask, dot_product_attention
+from ctx_jax.nn.attention import Mask, attention_mask, dot_product_attention
 from ctx_jax.nn.feed_forward import gelu
 
 SHAPES = ((1, 16), (1, 128), (8, 128), (1, 512), (4, 512))
@@ -52,6 +54,22 @@ def attention(config: BertConfig, dtype: str, rows: int, length: int) -> tuple[R
     return lambda: together(qkv), lambda: apart(qkv)
 
 
+def mask(config: BertConfig, dtype: str, rows: int, length: int) -> tuple[Run, Run]:
+    """From query, key and value to the context."""
+    heads, width = config.num_heads, config.hidden_size // config.num_heads
+    query, key, value = jnp.asarray(np.random.default_rng(0).standard_normal((3, rows, heads, length, width)), dtype)
+    mask = attention_mask(jnp.ones((rows, length), jnp.int32))
+
+    def choose(query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask) -> jax.Array:
+        dot = lambda how, a, b: jnp.einsum(how, a, b, preferred_element_type=jnp.float32)
+        scores = dot("bhqk,bhtk->bhqt", query, key) * jnp.float32(width**-0.5)
+        weights = jax.nn.softmax(jnp.where(mask.allowed, scores, mask.low)).astype(dtype)
+        return dot("bhqt,bhtk->bhqk", weights, value).astype(dtype)
+
+    ours, theirs = jax.jit(dot_product_attention), jax.jit(choose)
+    return lambda: ours(query, key, value, mask), lambda: theirs(query, key, value, mask)
+
+
 def activation(config: BertConfig, dtype: str, rows: int, length: int) -> tuple[Run, Run]:
     """Of what the first product of the feed-forward gives."""
     shape = (rows * length, config.intermediate_size)
@@ -62,11 +80,23 @@ def activation(config: BertConfig, dtype: str, rows: int, length: int) -> tuple[
 
 def layers(config: BertConfig, dtype: str, rows: int, length: int) -> tuple[Run, Run]:
     """The whole forward pass."""
+    return forward_passes(config, dtype, rows, length, {}, {"_by_layer": False})
+
+
+def kernels(config: BertConfig, dtype: str, rows: int, length: int) -> tuple[Run, Run]:
+    """The whole forward pass."""
+    return forward_passes(config, dtype, rows, length, {"_turned": True}, {"_turned": False})
+
+
+def forward_passes(
+    config: BertConfig, dtype: str, rows: int, length: int, ours: dict[str, bool], other: dict[str, bool]
+) -> tuple[Run, Run]:
+    """Of encoders that differ in what they keep."""
     params = bound_model(config).init(jax.random.key(0))
     runs = []
-    for by_layer in (True, False):
-        encoder = BertEncoder(replace(config, dtype=dtype, unroll=by_layer), params)
-        encoder._by_layer = by_layer
+    for choice in (ours, other):
+        encoder = BertEncoder(replace(config, dtype=dtype, unroll=choice.get("_by_layer", True)), params)
+        vars(encoder).update(choice)
         runs.append(encoder.compiled(rows, length, layers="last"))
     ids = np.random.default_rng(0).integers(config.vocab_size // 2, config.vocab_size, (rows, length))
     return lambda: runs[0](ids), lambda: runs[1](ids)
@@ -101,7 +131,8 @@ def compare(ours: Run, other: Run, dtype: str, repeats: int) -> dict[str, Any]:
 
 def choices(config: BertConfig, dtype: str) -> Iterator[tuple[str, str, tuple[Run, Run]]]:
     """Each choice with its name, its shape and its two ways."""
-    for name, make in (("attention", attention), ("gelu", activation), ("layers", layers)):
+    makers = {"attention": attention, "mask": mask, "gelu": activation, "layers": layers, "kernels": kernels}
+    for name, make in makers.items():
         for rows, length in SHAPES:
             if length <= config.max_length:
                 yield name, f"{rows} × {length}", make(config, dtype, rows, length)

@@ -6,7 +6,6 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -27,13 +26,14 @@ from ctx_jax.encoder.batches import (
     plan_batches,
     slots_per_row,
 )
+from ctx_jax.encoder.layout import for_processor, from_processor
 from ctx_jax.encoder.pooling import read_out
 from ctx_jax.encoder.repair import Affine
 from ctx_jax.errors import InputError
 from ctx_jax.interop.pretrained import Pooling, Repair
 from ctx_jax.interop.programs.forward import Layers
 from ctx_jax.interop.run_folder import bound_model
-from ctx_jax.models.bert import BertConfig
+from ctx_jax.models.bert import BertConfig, BertWithHeads
 from ctx_jax.nn.parameters import Params
 from ctx_jax.text.inputs import Inputs, model_inputs
 from ctx_jax.text.tokenizer import Tokenizer
@@ -56,13 +56,15 @@ class BertEncoder(Encoder):
         pooling: Pooling | None = None,
     ):
         devices = jax.local_devices()
-        # Cut out of a stack, a layer's weights are copied in every call: with few tokens on a processor a tenth of the
-        # time, with 16 a third. Elsewhere copies are fast, and a loop compiles faster than layers one by one.
+        # Elsewhere copies are fast, and a loop compiles faster than layers one by one.
         self._by_layer = devices[0].platform == "cpu"
         at_once = CPU_BATCH_TOKENS if self._by_layer else BATCH_TOKENS
         super().__init__(config, params, tokenizer, pooling, devices, at_once)
         whole = bound_model(dataclasses.replace(config, unroll=True) if self._by_layer else config)
-        bound = lambda params: whole(_stacked(params) if self._by_layer else params)
+        self._turned = config.dtype == "bfloat16"
+
+        def bound(params: Params) -> BertWithHeads:
+            return from_processor(whole, params, turned=self._turned) if self._by_layer else whole(params)
 
         @partial(jax.jit, static_argnames=("slots", "chosen", "pool"))
         def forward(
@@ -378,13 +380,7 @@ class BertEncoder(Encoder):
             yield batch, np.asarray(vectors)
 
     def _laid_out(self, params: Params) -> Params:
-        """On a processor with the layers in a list."""
-        if not self._by_layer:
-            return params
-        stack = params["encoder"]["layers"]
-        count = jax.tree.leaves(stack)[0].shape[0]
-        layers = [jax.tree.map(itemgetter(layer), stack) for layer in range(count)]
-        return {**params, "encoder": {**params["encoder"], "layers": layers}}
+        return for_processor(params, turned=self._turned) if self._by_layer else params
 
     def _place(self, rows: _Rows) -> _Rows:
         """Rows on the devices, as many on each."""
@@ -417,12 +413,6 @@ class _Rows(NamedTuple):
 
 def _row(inputs: Inputs) -> _Row:
     return _Row(inputs.input_ids, inputs.token_type_ids, np.ones(len(inputs.input_ids), bool))
-
-
-def _stacked(params: Params) -> Params:
-    """Layers of a list as the stack that the model takes: XLA sees that each is cut out again, and makes no stack."""
-    layers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params["encoder"]["layers"])
-    return {**params, "encoder": {**params["encoder"], "layers": layers}}
 
 
 def _padded(rows: Sequence[np.ndarray], length: int, fill: int) -> Int[np.ndarray, "B T"]:

@@ -10,7 +10,7 @@
 
 Matrix products are kept apart from the rest: they are what a device's peak counts, 97 to 99.9 % of the work of a model
 of ordinary size, and what `count` (jaxpr.py) must confirm to the last FLOP. In a forward pass it confirms the rest to
-the last FLOP too. Left out are look-ups, masks, comparisons, casts and copies, which compute nothing.
+the last FLOP too. Left out are look-ups, comparisons, casts and copies, which compute nothing.
 
 A backward pass takes two products for each product of the forward pass, one for either operand: training is three times
 forward, and whatever is computed again (remat) on top.

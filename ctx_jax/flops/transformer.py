@@ -64,14 +64,18 @@ def bert_cost(
     per_layer = [
         merge(
             "attention projections",
-            [affine(vectors, width, 3 * width, size=size), affine(vectors, width, width, size=size)],
+            [
+                affine(vectors, width, 3 * width, size=size),
+                elementwise(3 * vectors * width),  # the scores' factor
+                affine(vectors, width, width, size=size),
+            ],
             again=config.remat == "all",
         ),
         merge(
             "attention scores",
             [
                 Part("", 2 * product, bytes_moved=4 * size * vectors * width, again_flops=again),
-                elementwise(pairs * config.num_heads),
+                elementwise(pairs * config.num_heads),  # the mask
             ],
         ),
         softmax(rows * queries * config.num_heads, keys),

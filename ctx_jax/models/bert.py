@@ -259,7 +259,7 @@ class Bert(nnx.Module):
         mask = attention_mask(segment_ids, config.attention_window)
         last, layers = run_layers(
             self.layers,
-            lambda layer, x, index: layer(x, mask, fold(dropout_keys, index)),
+            lambda layer, x, index: layer(x, mask.of_layer(index), fold(dropout_keys, index)),
             x,
             count=config.num_layers,
             all_layers=all_layers,

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key, UInt
@@ -30,10 +31,21 @@ class Mask(NamedTuple):
       segment_ids: the example of its row that a token belongs to, 0 at padding; None where a window narrows it.
       allowed: [B, 1, T, T], True where the query may look at the key; for local attention in N blocks
         [B, 1, N, W, 3 W], within the window.
+      low: the score of what is not allowed, below all others.
     """
 
     segment_ids: Int[Array, "B T"] | None
     allowed: Bool[Array, "..."]
+    low: float | Float[Array, ""] = float(np.finfo(np.float32).min)
+
+    def of_layer(self, index: Int[Array, ""]) -> Mask:
+        """The same with a `low` of the layer's own, the index-th float32 above the lowest.
+
+        On a processor XLA makes one kernel of scores, softmax and context, the mask with them, but not where layers
+        that are written out share it: that would be laid out for each head, as large as the scores.
+        """
+        lowest = np.float32(np.finfo(np.float32).min).view(np.int32)
+        return self._replace(low=jax.lax.bitcast_convert_type(lowest - index.astype(np.int32), jnp.float32))
 
 
 def segment_mask(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
@@ -67,6 +79,13 @@ def _allowed(segment_ids: Int[Array, "B T"], window: int | None) -> Bool[Array, 
     return (queries == keys) & (keys > 0) & (jnp.abs(distance) <= window)
 
 
+class How(NamedTuple):
+    """What is known of attention when it is compiled: the share of weights that is dropped, and the scores' factor."""
+
+    rate: float
+    scale: float
+
+
 def _blocks(x: Array, window: int) -> Array:
     """[…, T, K] → […, N, W, K], filled up with zeros."""
     *front, length, width = x.shape
@@ -82,21 +101,23 @@ def _with_neighbours(blocks: Array) -> Array:
 
 
 def _weights(
-    rate: float, query: Array, key: Array, allowed: Array, seeds: UInt[Array, "B 2"] | None
+    how: How, query: Array, key: Array, mask: Mask, seeds: UInt[Array, "B 2"] | None
 ) -> tuple[Float[Array, "..."], Float[Array, "..."], Bool[Array, "..."] | None]:
     """The softmax in float32; the weights in the operands' type, some dropped; where they were kept."""
     with jax.named_scope("scores"):
         scores = jnp.einsum("...qk,...tk->...qt", query, key, preferred_element_type=jnp.float32)
-        scores = scores * jnp.float32(query.shape[-1] ** -0.5)
+        if how.scale != 1.0:
+            scores = scores * jnp.float32(how.scale)
     with jax.named_scope("softmax"):
-        # A query without any key (padding) gets a uniform row, not NaN; nobody reads it.
-        scores = jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)
+        # A query without any key (padding) gets a uniform row, not NaN; nobody reads it. XLA's kernel takes a minimum,
+        # and no choice between two numbers.
+        scores = jnp.minimum(scores, jnp.where(mask.allowed, jnp.inf, mask.low))
         softmax = jax.nn.softmax(scores, axis=-1)
     weights = softmax.astype(query.dtype)
-    if not rate:
+    if not how.rate:
         return softmax, weights, None
-    kept = keep(seeds, weights.shape[1:], rate)
-    dropped = jnp.where(kept, weights / jnp.asarray(1.0 - rate, weights.dtype), jnp.zeros((), weights.dtype))
+    kept = keep(seeds, weights.shape[1:], how.rate)
+    dropped = jnp.where(kept, weights / jnp.asarray(1.0 - how.rate, weights.dtype), jnp.zeros((), weights.dtype))
     return softmax, dropped, kept
 
 
@@ -116,8 +137,9 @@ def dot_product_attention(
     *,
     rate: float = 0.0,
     seeds: UInt[Array, "B 2"] | None = None,
+    scale: float | None = None,
 ) -> Float[Array, "B H T K"]:
-    """softmax(q kᵀ / √K) v; products summed and softmax taken in float32, whatever the type of the operands.
+    """softmax(scale · q kᵀ) v; products summed and softmax taken in float32, whatever the type of the operands.
 
     For a gradient only the inputs are kept, and the weights are computed again (Dao et al. 2022, section 3.1).
 
@@ -128,39 +150,41 @@ def dot_product_attention(
       mask: as `attention_mask` makes it; a blocked one makes the computation blocked.
       rate: share of the weights that is dropped.
       seeds: of the rows' noise, see `kernels.noise`; not read at a rate of 0.
+      scale: None is 1 / √K.
     """
-    return _attend(rate, query, key, value, mask, seeds)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return _attend(How(rate, scale), query, key, value, mask, seeds)
 
 
 def _attend_plainly(
-    rate: float, query: Array, key: Array, value: Array, mask: Mask, seeds: UInt[Array, "B 2"] | None
+    how: How, query: Array, key: Array, value: Array, mask: Mask, seeds: UInt[Array, "B 2"] | None
 ) -> Float[Array, "B H T K"]:
     shape = query.shape
     query, key, value = _windowed(query, key, value, mask)
-    _, weights, _ = _weights(rate, query, key, mask.allowed, seeds)
+    _, weights, _ = _weights(how, query, key, mask, seeds)
     with jax.named_scope("context"):
         context = jnp.einsum("...qt,...tk->...qk", weights, value, preferred_element_type=jnp.float32)
     return context.astype(value.dtype).reshape(*shape[:2], -1, shape[-1])[:, :, : shape[2]]
 
 
 def _gradients(
-    rate: float, residuals: tuple[Array, Array, Array, Mask, Array | None], cotangent: Float[Array, "B H T K"]
+    how: How, residuals: tuple[Array, Array, Array, Mask, Array | None], cotangent: Float[Array, "B H T K"]
 ) -> tuple[Array, Array, Array]:
     """Of query, key and value; the weights are computed again, and products have operands of the inputs' type."""
     query, key, value, mask, seeds = residuals
-    dtype, shape = query.dtype, query.shape
+    dtype = query.dtype
     (query, key, value), cut = jax.vjp(lambda *qkv: _windowed(*qkv, mask), query, key, value)
     cotangent = cotangent if mask.allowed.ndim == 4 else _blocks(cotangent, mask.allowed.shape[3])
     dot = lambda how, a, b: jnp.einsum(how, a, b, preferred_element_type=jnp.float32)
-    softmax, weights, kept = _weights(rate, query, key, mask.allowed, seeds)
+    softmax, weights, kept = _weights(how, query, key, mask, seeds)
     with jax.named_scope("context"):
         dvalue = dot("...qt,...qk->...tk", weights, cotangent)
         dweights = dot("...qk,...tk->...qt", cotangent, value)
     with jax.named_scope("softmax"):
-        dsoftmax = dweights if kept is None else jnp.where(kept, dweights / jnp.float32(1.0 - rate), 0.0)
+        dsoftmax = dweights if kept is None else jnp.where(kept, dweights / jnp.float32(1.0 - how.rate), 0.0)
         share = softmax * dsoftmax
         dscores = share - softmax * share.sum(-1, keepdims=True)
-        dscores = jnp.where(mask.allowed, dscores, 0.0) * jnp.float32(shape[-1] ** -0.5)
+        dscores = jnp.where(mask.allowed, dscores, 0.0) * jnp.float32(how.scale)
         dscores = dscores.astype(dtype)
     with jax.named_scope("scores"):
         dquery, dkey = dot("...qt,...tk->...qk", dscores, key), dot("...qt,...qk->...tk", dscores, query)
@@ -169,8 +193,8 @@ def _gradients(
 
 _attend = partial(jax.custom_vjp, nondiff_argnums=(0,))(_attend_plainly)
 _attend.defvjp(
-    lambda rate, *inputs: (_attend_plainly(rate, *inputs), inputs),
-    lambda rate, residuals, cotangent: (*_gradients(rate, residuals, cotangent), None, None),
+    lambda how, *inputs: (_attend_plainly(how, *inputs), inputs),
+    lambda how, residuals, cotangent: (*_gradients(how, residuals, cotangent), None, None),
 )
 
 
@@ -193,7 +217,7 @@ def _packed_attention(
     For a gradient only the packed array is kept. On TPUs the gradient and its forward pass are kernels, with the same
     noise.
     """
-    return _side_by_side(_attend_plainly(rate, *_unpack(packed, heads), mask, seeds))
+    return _side_by_side(_attend_plainly(How(rate, heads.width**-0.5), *_unpack(packed, heads), mask, seeds))
 
 
 packed_attention = partial(jax.custom_vjp, nondiff_argnums=(0, 1))(_packed_attention)
@@ -229,7 +253,7 @@ def _packed_backward(heads, rate, residuals, cotangent):
     def plain(packed, mask, seeds, cotangent):
         parts, pack = jax.vjp(lambda packed: _unpack(packed, heads), packed)
         cotangent = cotangent.reshape(*cotangent.shape[:2], heads.count, heads.width).transpose(0, 2, 1, 3)
-        return pack(_gradients(rate, (*parts, mask, seeds), cotangent))[0]
+        return pack(_gradients(How(rate, heads.width**-0.5), (*parts, mask, seeds), cotangent))[0]
 
     def kernel(packed, mask, seeds, cotangent):
         return _kernels().backward(packed, mask.segment_ids, seeds, cotangent, heads=heads, rate=rate)
@@ -264,13 +288,16 @@ class SelfAttention(nnx.Module):
         batch, length, width = x.shape
         if keys is not None:
             return self.out(self._in_training(x, mask, keys))
+        size = width // self.num_heads
         with jax.named_scope("projections"):
-            qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, width // self.num_heads)
+            # The scores' factor, before the query is rounded: by attention's kernel, which does it as it reads.
+            factors = np.ones((3, width), np.float32) * np.array([[size**-0.5], [1.0], [1.0]], np.float32)
+            qkv = self.qkv(x, factors=factors, dtype=np.float32).reshape(batch, length, 3, self.num_heads, size)
         with jax.named_scope("transposes"):
             # Heads in front, all three at once: cut out one by one, attention in bfloat16 takes up to 1.6 times as long
             # on the CPU; and einsums without transposes take 5 to 10 % more in float32.
-            query, key, value = qkv.transpose(2, 0, 3, 1, 4)
-        context = dot_product_attention(query, key, value, mask)
+            query, key, value = (part.astype(x.dtype) for part in qkv.transpose(2, 0, 3, 1, 4))
+        context = dot_product_attention(query, key, value, mask, scale=1.0)
         with jax.named_scope("transposes"):
             context = checkpoint_name(_side_by_side(context), PRODUCT)
         with jax.named_scope("projections"):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 PRODUCT = "product"
@@ -48,11 +49,30 @@ def truncated_normal(rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float) -> A
 
 
 def affine(
-    x: Float[Array, "*batch K"], kernel: Float[Array, "K M"], bias: Float[Array, "M"]
+    x: Float[Array, "*batch K"],
+    kernel: Float[Array, "K M"],
+    bias: Float[Array, "M"],
+    *,
+    factors: Float[Array, "M"] | None = None,
+    dtype: DTypeLike | None = None,
+    turned: bool = False,
 ) -> Float[Array, "*batch M"]:
-    """The affine map x @ kernel + bias over the last axis, in x's type."""
-    y = matmul(x.reshape(-1, x.shape[-1]), kernel) + bias.reshape(1, -1)
-    return checkpoint_name(y.astype(x.dtype).reshape(*x.shape[:-1], -1), PRODUCT)
+    """The affine map x @ kernel + bias over the last axis.
+
+    Args:
+      x: vectors.
+      kernel: [M, K] if it is `turned`.
+      bias: of the result.
+      factors: of the result, before it is rounded.
+      dtype: of the result; None is x's.
+      turned: see `Linear`.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    y = _dot(rows, kernel.astype(x.dtype), ((1,), (1,))) if turned else matmul(rows, kernel)
+    y = y + bias.reshape(1, -1)
+    if factors is not None:
+        y = y * factors.reshape(1, -1)
+    return checkpoint_name(y.astype(dtype or x.dtype).reshape(*x.shape[:-1], -1), PRODUCT)
 
 
 class Linear(nnx.Module):
@@ -61,15 +81,25 @@ class Linear(nnx.Module):
     Attributes:
       kernel: float32 [inputs, *outputs]; several output axes make several maps in one product (query, key, value).
       bias: float32 [*outputs].
+      turned: the kernel is [outputs, inputs], all outputs on one axis; has no gradient of its own (encoder/layout.py).
     """
+
+    turned = False
 
     def __init__(self, inputs: int, outputs: int | tuple[int, ...], *, stddev: float, rngs: nnx.Rngs):
         shape = (outputs,) if isinstance(outputs, int) else outputs
         self.kernel = nnx.Param(truncated_normal(rngs, (inputs, *shape), stddev))
         self.bias = nnx.Param(jnp.zeros(shape))
 
-    def __call__(self, x: Float[Array, "*batch K"]) -> Float[Array, "*batch M"]:
-        """Applies the map to the last axis; the result has x's type."""
+    def __call__(
+        self,
+        x: Float[Array, "*batch K"],
+        *,
+        factors: Float[Array, "*M"] | None = None,
+        dtype: DTypeLike | None = None,
+    ) -> Float[Array, "*batch M"]:
+        """Applies the map to the last axis, and `factors` to what comes out, in `dtype`, or in x's type."""
         kernel, bias = self.kernel[...], self.bias[...]
-        y = affine(x, kernel.reshape(kernel.shape[0], -1), bias.reshape(-1))
+        kernel = kernel if self.turned else kernel.reshape(kernel.shape[0], -1)
+        y = affine(x, kernel, bias.reshape(-1), factors=factors, dtype=dtype, turned=self.turned)
         return y.reshape(*x.shape[:-1], *bias.shape)

@@ -1,6 +1,7 @@
 """Texts that share rows, on one device or several, in either type: each has the vectors that it has alone."""
 
 import dataclasses
+import re
 
 import jax
 import numpy as np
@@ -74,6 +75,23 @@ def test_a_stack_gives_what_layers_one_by_one_give():
     assert isinstance(stacked._weights()["encoder"]["layers"], dict)
     found = [encoder.encode_ids(ids, mask, types).layers for encoder in (listed, stacked)]
     np.testing.assert_allclose(*found, rtol=1e-5, atol=3e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_scores_never_leave_the_kernel_of_attention(dtype):
+    """Of products, mask and softmax XLA makes one kernel, in every layer, with the mask not laid out for each head."""
+    rows, length, heads = 8, 128, 4  # smaller scores XLA keeps in several kernels
+    sizes = {"hidden_size": 64 * heads, "num_heads": heads, "max_position_embeddings": length}
+    encoder = make(dataclasses.replace(CONFIG, dtype=dtype, **sizes))
+    function, (params, inputs, *static, affine) = encoder.forward(rows, length, layers="last")
+    as_users_do = {"xla_backend_optimization_level": 3}
+    text = function.lower(params, inputs, *static, affine).compile(as_users_do).as_text()
+    if "ynn_fusion" not in text:
+        pytest.skip("XLA has no such kernels here")
+    entry = text[text.index("ENTRY ") :]
+    written = re.findall(rf"= \w+\[{rows},{heads},{length},{length}\]", entry)
+    assert not written
+    assert f"[{rows},1,{length},{length}]" in entry
 
 
 def test_new_parameters_are_used():

@@ -1,5 +1,7 @@
 """Attention by hand: the mask, the softmax, and what dropout takes."""
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from oracles.compiling import quick_jit
 from ctx_jax.nn.attention import attention_mask, dot_product_attention, segment_mask
 
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 0, 0], [0, 1, 1, 0, 1, 2, 0]], np.int32)
-heads_in_front = quick_jit(dot_product_attention, static_argnames="rate")
+heads_in_front = quick_jit(dot_product_attention, static_argnames=("rate", "scale"))
 
 
 def attend(query, key, value, mask, **options):
@@ -101,3 +103,18 @@ def test_dropout_takes_weights():
     np.testing.assert_allclose(some[kept], whole[kept] / 0.75, rtol=1e-6)
     for axis in (0, 1, 2, 3):
         assert not (kept == kept.take([0], axis)).all(), f"axis {axis} shares its noise"
+
+
+def test_each_layer_has_a_low_of_its_own():
+    mask = attention_mask(SEGMENTS)
+    lows = [np.asarray(quick_jit(lambda i: mask.of_layer(i).low)(i)) for i in range(48)]
+    assert lows[0] == mask.low == np.finfo(np.float32).min
+    assert all(a < b < -3.4e38 for a, b in itertools.pairwise(lows))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_query_scaled_before_gives_what_scores_scaled_after_give(dtype):
+    query, key, value = (jnp.asarray(x, dtype) for x in vectors())
+    mask = attention_mask(SEGMENTS)
+    scaled = attend(query * jnp.asarray(0.25, dtype), key, value, mask, scale=1.0)
+    np.testing.assert_array_equal(scaled, attend(query, key, value, mask, scale=0.25))
