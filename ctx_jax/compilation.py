@@ -16,6 +16,18 @@ from jax.experimental.compilation_cache import compilation_cache
 
 log = logging.getLogger("ctx_jax.compilation")
 
+OPTIONS: dict[str, dict[str, bool]] = {
+    # Products by cuBLAS alone, which adds the bias as it writes. Where Triton may have them XLA decides too late for
+    # that, and adds it in a pass of its own: a twelfth of BERT-base's forward pass on an H100.
+    "gpu": {"xla_gpu_enable_triton_gemm": False},
+}
+"""XLA's, by `jax.Device.platform`, for `jax.jit`'s `compiler_options`; of platforms that are not named its own."""
+
+
+def options_for(device: jax.Device) -> dict[str, bool]:
+    """What to compile a model's functions for a device with."""
+    return OPTIONS.get(device.platform, {})
+
 
 def keep_compiled(folder: str | os.PathLike[str] | None = None) -> str | None:
     """Keeps what is compiled from now on in a folder, and looks there before anything is compiled.

@@ -12,8 +12,8 @@ FLOORS = [
     {"kernels"},
     {"nn", "text", "checkpoint"},
     {"models", "data"},
-    {"objectives", "flops", "hlo", "interop"},
-    {"train", "encoder"},
+    {"objectives", "flops", "interop"},
+    {"train", "encoder", "hlo"},
     {"experiment", "atlas", "benchmark"},
     {"cli"},
 ]

@@ -13,9 +13,11 @@ from ctx_jax import cli
 from ctx_jax.cli.compile import report, table
 from ctx_jax.errors import InputError
 from ctx_jax.experiment import topology
-from ctx_jax.experiment.topology import Memory, Step
+from ctx_jax.experiment.gpus import GPUS, read_topology, target_text
+from ctx_jax.experiment.topology import GpuStep, Memory, Step
 from ctx_jax.flops.devices import CHIPS, PUBLISHED, named_peak
 from ctx_jax.hlo.estimate import Collective, Estimate, Kernel
+from ctx_jax.hlo.traffic import GpuCollective, GpuKernel, Traffic
 
 CONFIG = """
 from ctx_jax.data.plan import RowsConfig
@@ -101,10 +103,97 @@ def test_the_table_names_the_best_that_fits():
     assert list(table([large]))[-1] == "nothing fits"
 
 
-@pytest.mark.parametrize("topology", ["v5x:2x2", "v5e", "v5e:4", "v4:2x2x1", ""])
+@pytest.mark.parametrize("topology", ["v5x:2x2", "v5e", "v5e:4", "v4:2x2x1", "", "b200:8", "h100", "h100:0", "h100:8x"])
 def test_no_such_chips(config, capsys, topology):
     assert cli.main(["compile", str(config), "--topology", topology]) == 2
-    assert "expected v5e or v5p or v6e and chips" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "expected v5e or v5p or v6e and chips" in error
+    assert "h100 or h200 or a100 and GPUs" in error
+
+
+@pytest.mark.parametrize(("topology", "better"), [("h100:16", "h100:2x8"), ("a100:3x12", "a100:5x8")])
+def test_more_gpus_than_a_host_holds(config, capsys, topology, better):
+    assert cli.main(["compile", str(config), "--topology", topology]) == 2
+    assert f"expected at most 8: HOSTSxGPUS, such as {better}" in capsys.readouterr().err
+
+
+def test_gpus_of_one_host_or_of_several():
+    assert read_topology("h100:8") == (GPUS["h100"], 1, 8)
+    assert read_topology("h200:4x8") == (GPUS["h200"], 4, 8)
+    assert read_topology("v5e:4x8") is None
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_a_card_is_described_as_its_data_sheet_has_it(name, monkeypatch):
+    gpu, peak = GPUS[name], named_peak(GPUS[name].kind)
+    assert gpu.memory_bytes == pytest.approx(peak.memory_bytes, rel=0.08)
+    assert gpu.memory_bytes_per_s == pytest.approx(peak.bytes_per_s, rel=0.002)
+    text = target_text(gpu)
+    assert text.count("{") == text.count("}") == 3
+    assert f"core_count: {gpu.cores}\n" in text
+    assert f"device_memory_size: {gpu.memory_bytes}\n" in text
+    assert ("ACCELERATED" in text) == (name != "a100")
+    monkeypatch.delenv("XLA_CLIENT_MEM_FRACTION", raising=False)
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
+    assert gpu.usable_bytes == int(0.9 * gpu.memory_bytes)
+
+
+def gpu_step(**changes):
+    """A step of a millisecond, and an exchange of a half within a host or of another time between two."""
+    found = Traffic(
+        kernels=[GpuKernel("f", "head", "forward", 2, 10**6, 10**9, 0.5e-3, None, ("f32[8]",))],
+        collectives=[GpuCollective("all-reduce", "head", 225_000_000, 2, 1, True, ("f32[8]",), **changes)],
+    )
+    fields = vars(step(topology="h100:2", estimate=found, chip=GPUS["h100"], peak=named_peak("H100")))
+    return GpuStep(**fields)
+
+
+def test_times_on_gpus():
+    # In a ring of two each GPU sends 225 MB over 450 GB/s.
+    found = gpu_step(host_devices=2, beside_seconds=0.2e-3)
+    assert found.compute_seconds == pytest.approx(1e-3)
+    assert found.collective_seconds() == pytest.approx(0.5e-3)
+    assert found.seconds == pytest.approx(1.3e-3)
+    between = gpu_step(host_devices=1, beside_seconds=1.0)
+    assert between.collective_seconds() == pytest.approx(4.5e-3)
+    assert between.seconds == pytest.approx(1e-3)
+
+
+def test_the_report_and_the_table_of_gpus():
+    found = gpu_step(host_devices=2)
+    lines = list(report(found))
+    assert max(map(len, lines)) <= 100
+    assert [line.split()[0] for line in lines if "%" in line][:2] == ["head", "exchanges,"]
+    assert any("the GPU compiler gives no cycles" in line for line in lines)
+    assert list(table([found, step()]))[-2].startswith("of GPUs: the least time")
+    assert json.loads(json.dumps(found.as_dict()))["estimated"]["by_part"]["head"]["bytes"] == 2_000_000
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax_plugins") is not None, reason="a plugin is installed")
+def test_without_the_gpu_compiler_it_says_what_to_install(config, capsys):
+    assert cli.main(["compile", str(config), "--topology", "h100:8"]) == 2
+    assert "pip install ctx_jax[cuda]" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_step_for_gpus(config):
+    pytest.importorskip("jax_plugins.xla_cuda13")
+    words = ["compile", str(config), "--topology", "h100:1", "h100:8", "--json"]
+    done = run_command(["-m", "ctx_jax.cli", *words])
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, eight = (json.loads(line) for line in done.stdout.splitlines())
+    assert (one["chips"], eight["chips"]) == (1, 8)
+    for found in (one, eight):
+        assert found["memory"]["fits"]
+        assert found["memory"]["optimizer"] >= 2 * found["memory"]["parameters"]
+        assert {"norms", "feed-forward", "projections", "head"} <= found["estimated"]["by_part"].keys()
+        if not any(kernel["opaque"] for kernel in found["estimated"]["kernels"]):
+            assert found["estimated"]["kernel_flops"] == pytest.approx(found["matrix_flops"], rel=1e-3)
+        assert found["estimated"]["seconds"] >= found["estimated"]["roofline_seconds"]
+    assert one["collectives"] == []
+    # Every gradient goes once over the links, and the token table's twice: of the look-up, and of the tied head.
+    reduced = sum(each["bytes"] * each["times"] for each in eight["collectives"] if each["kind"] == "all-reduce")
+    assert reduced == pytest.approx(eight["memory"]["parameters"] + 4 * 4096 * 256, abs=1000)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")

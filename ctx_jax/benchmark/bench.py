@@ -12,7 +12,7 @@ from ctx_jax.benchmark.peers import PEERS, Peer
 from ctx_jax.benchmark.process import importable
 from ctx_jax.benchmark.race import Race, Row, Setting, race
 from ctx_jax.benchmark.subjects import Subject
-from ctx_jax.benchmark.work import Shape, Work, rows, texts
+from ctx_jax.benchmark.work import Pool, Shape, Work, rows, texts
 from ctx_jax.errors import InputError, did_you_mean
 
 
@@ -45,6 +45,7 @@ def bench(
     missing: Sequence[Peer],
     setting: Setting,
     *,
+    pool: Pool | None = None,
     show_progress: bool = False,
 ) -> Iterator[Race]:
     """Races, each as soon as it is run: by type, then by shape, then by model.
@@ -56,6 +57,7 @@ def bench(
       peers: who runs beside us.
       missing: who would, but is not installed; has a row all the same.
       setting: of all runs.
+      pool: of the vectors of rows, before they are fetched; texts are pooled anyway.
       show_progress: a bar on standard error, with the time left.
 
     Raises:
@@ -69,7 +71,8 @@ def bench(
             for subject in subjects:
                 folder = pathlib.Path(name) / f"{number}-{len(planned)}"
                 folder.mkdir()
-                planned.append((subject, rows(subject, shape, folder) if shape else texts(subject, lines, folder)))
+                what = rows(subject, shape, folder, pool) if shape else texts(subject, lines, folder)
+                planned.append((subject, what))
         total = len(planned) * len(dtypes) * setting.repeats
         with tqdm(total=total, disable=not show_progress, unit="round") as bar:
             for dtype in dtypes:

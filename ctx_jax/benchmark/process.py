@@ -20,7 +20,7 @@ KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)
 """Tells glibc to keep freed memory, as `ctx_jax.cli.keep_memory` does, for everybody alike."""
 QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 SHARE = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-"""On a GPU we take no more memory than we need: peers are on it at the same time."""
+"""On a GPU we take no more memory than we need, unless told otherwise: peers are on it at the same time."""
 TAIL_LINES = 6
 """Of what a process that ended said."""
 
@@ -38,7 +38,7 @@ class Worker:
     """
 
     def __init__(self, peer: Peer, python: str, cores: Sequence[int]):
-        environment = {**os.environ, **KEEP_MEMORY, **QUIET, **SHARE}
+        environment = {**SHARE, **os.environ, **KEEP_MEMORY, **QUIET}
         if cores:
             environment["OMP_NUM_THREADS"] = str(len(cores))
         if peer == OURS:
@@ -58,9 +58,11 @@ class Worker:
             env=environment,
         )
 
-    def load(self, folder: pathlib.Path, options: Mapping[str, Any], inputs: pathlib.Path) -> None:
-        """Reads model and inputs."""
-        self.about = self._ask(do="load", folder=str(folder), options=dict(options), inputs=str(inputs))
+    def load(
+        self, folder: pathlib.Path, options: Mapping[str, Any], inputs: pathlib.Path, pool: str | None = None
+    ) -> None:
+        """Reads model and inputs; `pool` is "mean" where rows of ids are to give one vector each."""
+        self.about = self._ask(do="load", folder=str(folder), options=dict(options), inputs=str(inputs), pool=pool)
 
     def run(self, out: pathlib.Path | None = None) -> float:
         """Seconds of one run; its result goes to a file if there is one."""

@@ -88,7 +88,7 @@ class Race(NamedTuple):
       subject: the model.
       work: what was computed.
       dtype: of the computation.
-      peak: of the device, in the same process and on the same threads as our runs; None where nobody knows.
+      peak: of the device, measured in the same process and on the same threads as our runs; None where nobody knows.
       floor: the least time by the roofline; None without a peak.
       rows: of everybody, ours first.
     """
@@ -205,7 +205,7 @@ def _start(
     }
     worker = Worker(peer, setting.python if peer == setting.ours else setting.peer_python, setting.cores)
     stack.callback(worker.close)
-    worker.load(subject.folder, options, work.inputs)
+    worker.load(subject.folder, options, work.inputs, work.pool)
     first = worker.run()
     start = time.perf_counter() - worker.started
     out = folder / "output.npy"

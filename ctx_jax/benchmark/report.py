@@ -21,7 +21,10 @@ def title(race: Race) -> str:
     """What races of one table have in common."""
     shape = race.work.shape
     what = f"{race.work.sentences:,} texts" if shape is None else f"{shape.batch} × {shape.length}"
-    return f"{what}, {race.dtype}"
+    fetched = (
+        "all vectors" if race.work.pool is None else f"{race.work.pool} of each {'text' if shape is None else 'row'}"
+    )
+    return f"{what}, {race.dtype}, {fetched}"
 
 
 def head(race: Race) -> list[str]:
@@ -153,6 +156,7 @@ def _race_json(race: Race) -> dict[str, Any]:
         "static": subject.static,
         "dtype": race.dtype,
         "shape": work.shape and work.shape._asdict(),
+        "pool": work.pool,
         "sentences": work.sentences,
         "tokens": work.tokens,
         "unit": unit(subject.config),

@@ -7,7 +7,7 @@ import pathlib
 import string
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -30,13 +30,18 @@ class Shape(NamedTuple):
     length: int
 
 
+Pool = Literal["mean"]
+"""What is made of a row's vectors before they are fetched."""
+
+
 class Work(NamedTuple):
     """What one run does.
 
     Attributes:
       inputs: the file that workers read.
       shape: of rows of one length; None of texts.
-      mask: int64 [B, T] of rows of ids; None of texts and words.
+      pool: what is fetched of each row or text; None for the vectors of all tokens.
+      mask: int64 [B, T] of the vectors [B, T, D]; None where they are pooled.
       sentences: rows, or texts.
       tokens: real ones, special tokens counted and padding not.
       matrix_flops: of the model over each row at its own length, in matrix products.
@@ -45,6 +50,7 @@ class Work(NamedTuple):
 
     inputs: pathlib.Path
     shape: Shape | None
+    pool: Pool | None
     mask: np.ndarray | None
     sentences: int
     tokens: int
@@ -52,8 +58,8 @@ class Work(NamedTuple):
     bytes_moved: int
 
 
-def rows(subject: Subject, shape: Shape, folder: pathlib.Path, seed: int = 0) -> Work:
-    """Rows without padding, of random ids, or of random words for ELMo.
+def rows(subject: Subject, shape: Shape, folder: pathlib.Path, pool: Pool | None = None, seed: int = 0) -> Work:
+    """Rows without padding, of random ids, or of random words for ELMo, whose vectors are always pooled.
 
     Raises:
       InputError: the model does not take so long a row.
@@ -70,7 +76,8 @@ def rows(subject: Subject, shape: Shape, folder: pathlib.Path, seed: int = 0) ->
     mask = np.ones_like(ids)
     file = folder / "inputs.npz"
     np.savez(file, ids=ids, mask=mask)
-    return Work(file, shape, mask, shape.batch, ids.size, *_cost(subject, [shape.length] * shape.batch))
+    real = mask if pool is None else None
+    return Work(file, shape, pool, real, shape.batch, ids.size, *_cost(subject, [shape.length] * shape.batch))
 
 
 def texts(subject: Subject, lines: Sequence[str], folder: pathlib.Path) -> Work:
@@ -114,7 +121,7 @@ def _written(
 ) -> Work:
     file = folder / "inputs.json"
     file.write_text(json.dumps(given), encoding="utf-8")
-    return Work(file, shape, None, len(given), sum(lengths), *_cost(subject, lengths))
+    return Work(file, shape, "mean", None, len(given), sum(lengths), *_cost(subject, lengths))
 
 
 def _cost(subject: Subject, lengths: Sequence[int]) -> tuple[int, int]:

@@ -37,6 +37,9 @@ class Bench:
     """Texts instead, one a line: everybody tokenises, batches and takes the mean by his own recommended loop."""
     batch: Annotated[tuple[int, ...], arg(metavar="ROWS…")] = (1, 8)
     """With lengths: rows at once."""
+    pool: Literal["mean"] | None = None
+    """With lengths: only the mean of each row's vectors is fetched, made where the model runs; by default the vectors
+    of all tokens."""
     dtype: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
     """Types of the computation."""
     peers: Annotated[tuple[str, ...] | None, arg(metavar="NAME…")] = None
@@ -87,7 +90,8 @@ def bench(command: Bench) -> int:
         peers, missing = find_peers(command.peers, command.peer_python)
         work = lines or _shapes(command, subjects)
         show = sys.stderr.isatty()
-        for race in run(subjects, work, command.dtype, peers, missing, setting, show_progress=show):
+        found = run(subjects, work, command.dtype, peers, missing, setting, pool=command.pool, show_progress=show)
+        for race in found:
             if not command.json:
                 same = races and report.title(races[-1]) == report.title(race)
                 print("\n".join([*([] if same else ["", *report.head(race)]), *report.lines(race)]), flush=True)
@@ -103,8 +107,13 @@ def _check(command: Bench) -> None:
 
     if not command.models:
         raise InputError("expected at least one MODEL: a folder, a run directory or a config file")
-    if command.profile is not None and (command.texts is not None or command.peers or STATIC in command.models):
-        raise InputError("--profile: found --texts, --peers or static with it, expected models and --lengths alone")
+    if command.pool is not None and command.texts is not None:
+        raise InputError("--pool: found --texts with it, whose vectors are pooled anyway, expected --lengths")
+    other = (command.texts is not None, command.pool is not None, command.peers, STATIC in command.models)
+    if command.profile is not None and any(other):
+        raise InputError(
+            "--profile: found --texts, --pool, --peers or static with it, expected models and --lengths alone"
+        )
     if command.lengths and command.texts is not None:
         raise InputError("expected --lengths or --texts, found both")
     for name, values in {"--batch": command.batch, "--dtype": command.dtype}.items():

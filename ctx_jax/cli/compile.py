@@ -1,9 +1,10 @@
-"""`ctx-jax compile`: a config's training step for TPUs that nobody here has."""
+"""`ctx-jax compile`: a config's training step for TPUs and GPUs that nobody here has."""
 
 import itertools
 import json
 import pathlib
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +17,7 @@ from ctx_jax.cli.parsing import parse
 from ctx_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from ctx_jax.experiment.topology import Step
+    from ctx_jax.experiment.topology import GpuStep, Step
 
 REMATS = ("none", "dots", "all")
 
@@ -31,17 +32,19 @@ def compile_(argv: Sequence[str]) -> int:
 
     @dataclass(frozen=True)
     class Compile:
-        """Compiles the very training step of a config for TPUs, on this machine, with the real TPU compiler.
+        """Compiles the very training step of a config for TPUs or GPUs, on this machine, with their real compilers.
 
-        Says per chip whether it fits, what it exchanges with others, and how long the compiler thinks that it takes,
-        part by part. Times are estimates. Several topologies make a table beside each other. Every field of the config
-        can be overridden: `--mesh.fsdp 4`, `--model.remat dots`. Needs `pip install ctx_jax[tpu]`.
+        Says per chip whether it fits, what it exchanges with others, and part by part how long it takes: TPUs by what
+        their compiler thinks, GPUs by the least time that each kernel's memory traffic and products need. Times are
+        estimates. Several topologies make a table beside each other. Every field of the config can be overridden:
+        `--mesh.fsdp 4`, `--model.remat dots`. Needs `pip install ctx_jax[tpu]`, for GPUs `pip install ctx_jax[cuda]`.
         """
 
         config: Annotated[Positional[pathlib.Path], arg(metavar="CONFIG")]
         """A Python file that defines `config`, an Experiment."""
         topology: tuple[str, ...] = ("v5e:16x16",)
-        """Chips to compile for: kind and shape, such as v5e:16x16, v5p:4x4x4, v6e:8x8."""
+        """Chips to compile for: kind and shape, such as v5e:16x16, v5p:4x4x4, v6e:8x8; or GPUs of a host, or hosts and
+        GPUs of each, such as h100:8, h200:8, a100:8, h100:4x8."""
         rows_per_chip: int | None = None
         """Rows of a chip; the config's batch over all chips where it is not given."""
         encode: bool = False
@@ -116,7 +119,7 @@ def _bytes(size: float) -> str:
 
 def report(step: "Step") -> Iterator[str]:
     """One step for people, at most 100 columns."""
-    from ctx_jax.hlo.estimate import by_part
+    from ctx_jax.experiment.topology import GpuStep
 
     mesh = ", ".join(f"{axis}={size}" for axis, size in step.mesh.items())
     yield f"{step.topology}: {step.chips} × {step.chip.kind}, mesh {mesh}; {step.rows:g} rows of {step.length} a chip"
@@ -129,6 +132,49 @@ def report(step: "Step") -> Iterator[str]:
     fits = "fits" if memory.fits else f"does not fit: {_bytes(memory.total - memory.available)} too much"
     yield f"  {'in all':<24}{_bytes(memory.total):>12}   of {_bytes(memory.available)}: {fits}"
     yield ""
+    yield from _gpu_time(step) if isinstance(step, GpuStep) else _tpu_time(step)
+    yield ""
+    yield "exchanges between chips      of part             a step      sent   chips  times  overlaps"
+    for each in sorted(step.estimate.collectives, key=lambda each: -each.sent_bytes)[:12]:
+        size = each.bytes * each.times
+        yield (
+            f"  {each.kind:<27}{each.part:<16}{_bytes(size):>10}{_bytes(each.sent_bytes):>10}"
+            f"{each.devices:>8}{each.times:>7}  {'yes' if each.overlaps else 'no'}"
+        )
+    yield f"  {'in all':<27}{'':<16}{'':>10}{_bytes(sum(e.sent_bytes for e in step.estimate.collectives)):>10}"
+
+
+def _gpu_time(step: "GpuStep") -> Iterator[str]:
+    """By the roofline of each kernel."""
+    found, total = step.estimate, step.seconds
+    yield "least time by part, ms       forward  backward   share     read and written       products"
+    for part, row in found.by_part().items():
+        forward, backward = row["forward"], row["backward"]
+        yield (
+            f"  {part:<24}{1e3 * forward:>10.2f}{1e3 * backward:>10.2f}{(forward + backward) / total:>8.1%}"
+            f"{_bytes(row['bytes']):>21}{row['flops'] / 1e9:>9,.1f} GFLOP"
+        )
+    exposed = step.collective_seconds(exposed=True)
+    yield f"  {'exchanges, not hidden':<24}{1e3 * exposed:>10.2f}{exposed / total:>18.1%}"
+    yield f"  {'in all':<24}{1e3 * total:>10.2f}{'':>18}{_bytes(found.bytes):>21}{found.flops / 1e9:>9,.1f} GFLOP"
+    yield f"  {'products by the shapes of the model':<73}{step.matrix_flops / 1e9:>9,.1f} GFLOP"
+    opaque = Counter(each.opaque for each in found.kernels if each.opaque is not None)
+    for name, count in opaque.items():
+        yield f"  {count} call(s) of {name}: only their bytes are in the sum"
+    if found.unknown_loops:
+        yield f"  {found.unknown_loops} loop(s) with unknown trips, counted as one trip each"
+    yield "an estimate, and a floor: the GPU compiler gives no cycles, and no kernel is faster than its"
+    yield "products at the peak and its bytes from memory; but what is still in the cache comes faster"
+    yield ""
+    yield f"at that time {step.share_of_peak:.1%} of peak (products of the model, nothing computed again)"
+    least = f"the model's roofline's step takes {1e3 * step.roofline_seconds:.2f} ms"
+    yield f"at that time {step.tokens_per_s:,.0f} tokens/s a chip; {least}"
+
+
+def _tpu_time(step: "Step") -> Iterator[str]:
+    """By the compiler's cycles."""
+    from ctx_jax.hlo.estimate import by_part
+
     yield "estimated time by part, ms            forward    backward       share"
     total = step.seconds
     clock = step.chip.clock_hz
@@ -149,19 +195,12 @@ def report(step: "Step") -> Iterator[str]:
     yield f"estimated share of peak {step.share_of_peak:.1%} (products of the model, nothing computed again)"
     least = f"the roofline's step takes {1e3 * step.roofline_seconds:.2f} ms"
     yield f"estimated tokens/s a chip {step.tokens_per_s:,.0f}; {least}"
-    yield ""
-    yield "exchanges between chips      of part             a step      sent   chips  times  overlaps"
-    for each in sorted(step.estimate.collectives, key=lambda each: -each.sent_bytes)[:12]:
-        size = each.bytes * each.times
-        yield (
-            f"  {each.kind:<27}{each.part:<16}{_bytes(size):>10}{_bytes(each.sent_bytes):>10}"
-            f"{each.devices:>8}{each.times:>7}  {'yes' if each.overlaps else 'no'}"
-        )
-    yield f"  {'in all':<27}{'':<16}{'':>10}{_bytes(sum(e.sent_bytes for e in step.estimate.collectives)):>10}"
 
 
 def table(steps: "Sequence[Step]") -> Iterator[str]:
     """Several beside each other; the cost of a token relative to the first."""
+    from ctx_jax.experiment.topology import GpuStep
+
     yield "estimates                          remat  rows  memory a chip  step ms  of peak  tokens/s chip  cost a token"
     first = steps[0]
     for step in steps:
@@ -171,6 +210,8 @@ def table(steps: "Sequence[Step]") -> Iterator[str]:
             f"{step.topology:<11}{mesh:<24}{step.remat or '-':>5}{step.rows:>6g}{memory:>15}{1e3 * step.seconds:>9.2f}"
             f"{step.share_of_peak:>9.1%}{step.tokens_per_s:>15,.0f}{first.tokens_per_s / step.tokens_per_s:>14.3f}"
         )
+    if any(isinstance(step, GpuStep) for step in steps):
+        yield "of GPUs: the least time that the kernels' bytes and products need; what is real is slower"
     best = max((step for step in steps if step.memory.fits), key=lambda step: step.tokens_per_s, default=None)
     if best is None:
         yield "nothing fits"

@@ -253,7 +253,7 @@ class Encoder(abc.ABC):
             taken on the device. None keeps every token.
           repair: a kind of `repairs` that each of the layers has, or for one layer a Repair; applied on the device to
             pooled vectors, or to those of all tokens. `whiten` may make D smaller, as much in all of the layers.
-          batch_tokens: tokens on a device at once, padding counted; None is 8,192, for a BERT on a processor 1,024.
+          batch_tokens: tokens on a device at once, padding counted; None is 32,768, for a BERT on a processor 1,024.
           on_too_long: a text longer than the model takes is an error, or is truncated, or split into several rows that
             overlap by `stride` tokens; these cannot be pooled.
           stride: see above.

@@ -12,7 +12,7 @@ from jaxtyping import Int
 
 from ctx_jax.packing import pack
 
-BATCH_TOKENS = 8192
+BATCH_TOKENS = 32768
 """Tokens at once on a device, padding counted, unless one text has more."""
 CPU_BATCH_TOKENS = 1024
 """On a processor: products are as fast as with more, and what lies between them stays in its caches."""

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from ctx_jax.arrays import Representations
+from ctx_jax.compilation import options_for
 from ctx_jax.encoder.base import Ask, Candidate, Encoder, Pool, Text, progress
 from ctx_jax.encoder.batches import (
     BATCH_TOKENS,
@@ -66,7 +67,9 @@ class BertEncoder(Encoder):
         def bound(params: Params) -> BertWithHeads:
             return from_processor(whole, params, turned=self._turned) if self._by_layer else whole(params)
 
-        @partial(jax.jit, static_argnames=("slots", "chosen", "pool"))
+        jit = partial(jax.jit, compiler_options=options_for(devices[0]))
+
+        @partial(jit, static_argnames=("slots", "chosen", "pool"))
         def forward(
             params: Params, rows: _Rows, slots: int, chosen: tuple[int, ...], pool: Pool | None, repair: Affine | None
         ) -> Float[Array, "K B ... D"]:
@@ -80,13 +83,13 @@ class BertEncoder(Encoder):
                 layers = jnp.stack([found.layers[layer] for layer in chosen])
             return read_out(layers.astype(jnp.float32), rows.segments, slots, pool, repair)
 
-        @jax.jit
+        @jit
         def predict(params: Params, input_ids: Array, segments: Array, at: Array):
             model = bound(params)
             vectors = model.encoder(input_ids, segment_ids=segments).last
             return jax.nn.softmax(model.masked_lm_logits(vectors[0, at]))
 
-        @partial(jax.jit, static_argnames="head")
+        @partial(jit, static_argnames="head")
         def logits(params: Params, input_ids: Array, token_types: Array, segments: Array, head: str):
             model = bound(params)
             return model.logits(head, model.encoder(input_ids, token_types, segments).last)

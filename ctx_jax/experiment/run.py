@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import ctx_jax
 from ctx_jax.checkpoint import Checkpoints, save_weights
+from ctx_jax.compilation import options_for
 from ctx_jax.data.corpus import Corpus
 from ctx_jax.data.loader import Loader
 from ctx_jax.data.streams import Streams
@@ -162,7 +163,8 @@ def _pretrain(
         arguments = jax.device_put(objective.arguments, replicated(mesh))
         batches = _device_batches(loader, experiment, progress.position, mesh)
         first = next(batches)
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+        options = options_for(mesh.devices.flat[0])
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)), compiler_options=options)
         compiled = jitted.lower(state, first, arguments).compile()
         say(f"compiled in {time.perf_counter() - begin:.1f} s")
         evaluate = _evaluator(bound, objective, arguments, held_out, experiment.evaluation, mesh)

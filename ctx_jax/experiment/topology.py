@@ -1,8 +1,9 @@
-"""A run compiled for TPUs that nobody here has: does it fit, what does it exchange, how long may a step take?
+"""A run compiled for chips that nobody here has: does it fit, what does it exchange, how long may a step take?
 
-The real TPU compiler runs on any Linux machine (libtpu, `pip install ctx_jax[tpu]`) and compiles for a topology that
-it is told by name. What it makes is read by `ctx_jax.hlo`. Times are estimates: the compiler's cycles at the clock at
-which its matrix units reach the published peak.
+The real compilers run on any Linux machine: that of TPUs (libtpu, `pip install ctx_jax[tpu]`) compiles for a topology
+that it is told by name, that of NVIDIA's GPUs (`pip install ctx_jax[cuda]`) for cards that `gpus` describes to it. What
+they make is read by `ctx_jax.hlo`. Times are estimates: on TPUs the compiler's cycles at the clock at which its matrix
+units reach the published peak; on GPUs, of which the compiler says no cycles, the roofline of every kernel.
 """
 
 from __future__ import annotations
@@ -19,16 +20,19 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
+from ctx_jax.compilation import options_for
 from ctx_jax.errors import InputError
 from ctx_jax.experiment.assembly import abstract_step
 from ctx_jax.experiment.config import Experiment
 from ctx_jax.experiment.cost import step_cost
+from ctx_jax.experiment.gpus import GPUS, Gpu, gpu_devices, read_topology
 from ctx_jax.flops.architectures import encoder_cost, encoder_function
 from ctx_jax.flops.devices import CHIPS, Chip, Peak, named_peak, roofline
 from ctx_jax.hlo.estimate import Estimate, by_part, estimate
 from ctx_jax.hlo.kernels import clear_schedules, kernel_bundles, schedule_folder
 from ctx_jax.hlo.parts import all_scopes
 from ctx_jax.hlo.text import read_module
+from ctx_jax.hlo.traffic import GpuCollective, Traffic, traffic
 from ctx_jax.sharding import batch_sharding, bytes_per_device, make_mesh, replicated, tree_shardings
 from ctx_jax.train.step import TrainState
 
@@ -44,7 +48,7 @@ class Memory:
       temporaries: activations, gradients and all else that the compiler laid out.
       code: the program.
       total: of all, as the compiler has it: results that take an argument's place count once.
-      available: of the chip.
+      available: of the chip; of a GPU what JAX takes of it.
     """
 
     parameters: int
@@ -66,7 +70,7 @@ class Step:
     """A training step on a topology, or a forward pass.
 
     Attributes:
-      topology: name, such as `v5e:16x16`.
+      topology: name, such as `v5e:16x16` or `h100:4x8`.
       chips: how many.
       mesh: axis → size.
       rows: of a chip.
@@ -91,8 +95,8 @@ class Step:
     memory: Memory
     model_flops: float
     matrix_flops: float
-    estimate: Estimate
-    chip: Chip
+    estimate: Estimate | Traffic
+    chip: Chip | Gpu
     peak: Peak
     roofline_seconds: float
     remat: str | None = None
@@ -125,6 +129,7 @@ class Step:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
+        collectives = [asdict(each) | {"sent_bytes": each.sent_bytes} for each in self.estimate.collectives]
         return {
             "topology": self.topology,
             "device_kind": self.chip.kind,
@@ -145,11 +150,51 @@ class Step:
                 "collective_seconds": self.collective_seconds(),
                 "exposed_collective_seconds": self.collective_seconds(exposed=True),
                 "roofline_seconds": self.roofline_seconds,
-                "cycles_by_part": by_part(self.estimate),
-                "kernels": [asdict(kernel) for kernel in self.estimate.kernels],
-                "unestimated_bytes": {" ".join(key): size for key, size in self.estimate.unestimated.items()},
+                **self._parts_and_kernels(),
             },
-            "collectives": [asdict(each) | {"sent_bytes": each.sent_bytes} for each in self.estimate.collectives],
+            "collectives": collectives,
+        }
+
+    def _parts_and_kernels(self) -> dict[str, Any]:
+        return {
+            "cycles_by_part": by_part(self.estimate),
+            "kernels": [asdict(kernel) for kernel in self.estimate.kernels],
+            "unestimated_bytes": {" ".join(key): size for key, size in self.estimate.unestimated.items()},
+        }
+
+
+@dataclass(frozen=True)
+class GpuStep(Step):
+    """The same on GPUs; `estimate` is a `Traffic`, `chip` a `Gpu`."""
+
+    @property
+    def compute_seconds(self) -> float:
+        """The kernels' one after the other, as fast as memory and matrix units allow."""
+        return self.estimate.seconds
+
+    def collective_seconds(self, *, exposed: bool = False) -> float:
+        """Of all exchanges, or what is left of each when the kernels beside it are done.
+
+        A ring within a host goes over NVLink. One over several hosts leaves each through the network cards of all its
+        GPUs there, one a GPU.
+        """
+        return sum(self._exchange_seconds(each, exposed) for each in self.estimate.collectives)
+
+    def _exchange_seconds(self, each: GpuCollective, exposed: bool) -> float:
+        rate = self.chip.link_bytes_per_s
+        if each.host_devices < each.devices:
+            one_card = each.kind in ("all-to-all", "ragged-all-to-all", "collective-permute")
+            rate = min(rate, self.chip.network_bytes_per_s * (1 if one_card else each.host_devices))
+        seconds = each.sent_bytes / rate
+        return max(seconds - each.times * each.beside_seconds, 0.0) if exposed else seconds
+
+    def _parts_and_kernels(self) -> dict[str, Any]:
+        found = self.estimate
+        return {
+            "by_part": found.by_part(),
+            "kernel_bytes": found.bytes,
+            "kernel_flops": found.flops,
+            "kernels": [asdict(kernel) for kernel in found.kernels],
         }
 
 
@@ -157,15 +202,19 @@ class DoesNotFitError(InputError):
     """The compiler refused the step: it needs more memory than a chip has."""
 
 
-def topology_devices(name: str) -> tuple[Sequence[jax.Device], Chip]:
+def topology_devices(name: str) -> tuple[Sequence[jax.Device], Chip | Gpu]:
     """The devices of a topology to compile for.
 
     Raises:
-      InputError: libtpu is not installed, or there is no such topology.
+      InputError: the compiler is not installed, or there is no such topology.
     """
+    if (cards := read_topology(name)) is not None:
+        return gpu_devices(*cards), cards[0]
     kind, _, shape = name.partition(":")
     if kind not in CHIPS or not re.fullmatch(r"\d+x\d+(x\d+)?", shape):
-        raise InputError(f"topology: found {name!r}, expected {' or '.join(CHIPS)} and chips, such as v5e:16x16")
+        chips = f"{' or '.join(CHIPS)} and chips, such as v5e:16x16"
+        gpus = f"{' or '.join(GPUS)} and GPUs of a host, or hosts and GPUs, such as h100:8 or h100:4x8"
+        raise InputError(f"topology: found {name!r}, expected {chips}; or {gpus}")
     # There is no chip to ask, and none that two processes could both take.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
@@ -191,7 +240,7 @@ def compile_for(
 
     Args:
       experiment: what would be run; its batch is that of all chips.
-      topology: as libtpu names it.
+      topology: as libtpu names it, or a kind of GPU with the number of a host, or with hosts and that number.
       encode: the forward pass instead: ids to the last layer's vectors, parameters as the mesh divides them.
       options: of the compiler.
 
@@ -200,34 +249,43 @@ def compile_for(
       DoesNotFitError: the chips' memory is too small; the message says by how much, and what would help.
     """
     devices, chip = topology_devices(topology)
-    schedules = schedule_folder()
-    mesh, peak = make_mesh(experiment.mesh, devices), named_peak(chip.name)
+    gpu = isinstance(chip, Gpu)
+    schedules = None if gpu else schedule_folder()
+    mesh, peak = make_mesh(experiment.mesh, devices), named_peak(chip.kind)
     jitted, args, state = (_forward if encode else _training)(experiment, mesh)
     with jax.set_mesh(mesh):
         traced = jitted.trace(*args)
-        clear_schedules(schedules)
+        if schedules is not None:
+            clear_schedules(schedules)
         begin = time.perf_counter()
         try:
-            compiled = traced.lower().compile(compiler_options=options)
+            compiled = traced.lower().compile(compiler_options=options or options_for(devices[0]))
         except jax.errors.JaxRuntimeError as error:
-            raise _refusal(experiment, mesh, str(error)) from error
+            raise _refusal(experiment, mesh, str(error), "GPU" if gpu else "TPU") from error
         seconds = time.perf_counter() - begin
-    module = read_module(compiled.as_text())
-    found = estimate(module, set(all_scopes(traced.jaxpr)), kernel_bundles(schedules))
+    available = chip.usable_bytes if gpu else int(peak.memory_bytes)
+    memory = _memory(compiled.memory_analysis(), state, available)
+    if gpu and not memory.fits:  # that of TPUs refuses by itself
+        raise _too_large(experiment, mesh, f"{memory.total / 1e9:.2f} GB", f"{available / 1e9:.2f} GB")
+    module, names = read_module(compiled.as_text()), set(all_scopes(traced.jaxpr))
+    if gpu:
+        found = traffic(module, names, peak, read_topology(topology)[2])
+    else:
+        found = estimate(module, names, kernel_bundles(schedules))
     if encode:
         cost = encoder_cost(experiment.model, rows=experiment.batch_size, length=experiment.rows.length)
         useful, all_of_it, moved = cost.matrix_flops, cost.matrix_flops, cost.bytes_moved
     else:
         cost = step_cost(experiment)
         useful, all_of_it, moved = 3 * cost.matrix_flops, cost.training_matrix_flops, cost.training_bytes
-    return Step(
+    return (GpuStep if gpu else Step)(
         topology=topology,
         chips=mesh.size,
         mesh=dict(mesh.shape),
         rows=experiment.batch_size / mesh.size,
         length=experiment.rows.length,
         compile_seconds=seconds,
-        memory=_memory(compiled.memory_analysis(), state, peak),
+        memory=memory,
         model_flops=useful / mesh.size,
         matrix_flops=all_of_it / mesh.size,
         estimate=found,
@@ -265,7 +323,7 @@ def _forward(experiment: Experiment, mesh: Mesh) -> tuple[jax.stages.Wrapped, tu
     return jax.jit(function, out_shardings=rows), (params, _placed(ids, rows)), TrainState(step, params, ())
 
 
-def _memory(analysis: Any, state: TrainState, peak: Peak) -> Memory:
+def _memory(analysis: Any, state: TrainState, available: int) -> Memory:
     of = lambda tree: bytes_per_device(tree, jax.tree.map(lambda leaf: leaf.sharding, tree))
     parameters, optimizer = of(state.params), of(state.optimizer)
     arguments = analysis.argument_size_in_bytes
@@ -277,23 +335,28 @@ def _memory(analysis: Any, state: TrainState, peak: Peak) -> Memory:
         temporaries=analysis.temp_size_in_bytes,
         code=analysis.generated_code_size_in_bytes,
         total=arguments + fresh + analysis.temp_size_in_bytes + analysis.generated_code_size_in_bytes,
-        available=int(peak.memory_bytes),
+        available=available,
     )
 
 
-def _refusal(experiment: Experiment, mesh: Mesh, text: str) -> Exception:
-    """What the compiler said, and what would help."""
+def _refusal(experiment: Experiment, mesh: Mesh, text: str, kind: str) -> Exception:
+    """What the compiler of a kind of chip said, and what would help."""
     found = re.search(r"\(([\d.]+[KMGT])\) exceeds available HBM \(([\d.]+[KMGT])\)", text)
     found = found or re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", text)
     if found is None:
-        return InputError(f"the TPU compiler: {' '.join(text.split())[:400]}")
+        return InputError(f"the {kind} compiler: {' '.join(text.split())[:400]}")
+    return _too_large(experiment, mesh, found[1], found[2])
+
+
+def _too_large(experiment: Experiment, mesh: Mesh, needed: str, available: str) -> DoesNotFitError:
+    """What a step needs, what there is, and what would help."""
     helps = []
     if getattr(experiment.model, "remat", "all") != "all":
         helps.append("--model.remat all")
     if mesh.shape["fsdp"] == 1 and mesh.size > 1:
         helps.append("--mesh.fsdp 4")
     helps += ["--accumulate 2", "fewer rows a chip"]
-    needs = f"needs {found[1]} of memory, a chip has {found[2]} for it"
+    needs = f"needs {needed} of memory, a chip has {available} for it"
     return DoesNotFitError(f"the step does not fit: it {needs}; what helps: {', '.join(helps)}")
 
 

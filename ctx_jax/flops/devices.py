@@ -1,4 +1,4 @@
-"""Peak rates of devices, published for those people rent and measured for the processor at hand; and the roofline."""
+"""Peak rates of devices, published for those people rent or measured on the one at hand; and the roofline."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ out, for the compiler's cycles there are those of one of a chip's two cores.
 def device_peak(device: jax.Device | None = None) -> Peak | None:
     """The device's peak; for a processor measured here, once; None for a device that is not in the table."""
     device = device or jax.devices()[0]
-    return measured_cpu_peak() if device.platform == "cpu" else _longest(device.device_kind)
+    return measured_peak(device) if device.platform == "cpu" else _longest(device.device_kind)
 
 
 def named_peak(name: str) -> Peak:
@@ -151,41 +151,103 @@ def roofline(matrix_flops: float, bytes_moved: float, peak: Peak, dtype: str) ->
     return Roofline(max(compute, memory), compute, memory, matrix_flops / max(bytes_moved, 1), bound)
 
 
-@functools.cache
-def measured_cpu_peak(size: int = 1536, seconds: float = 0.4) -> Peak:
-    """Best rate of square products, and of a copy, over a few tenths of a second each, all cores at work.
+def measured_peak(device: jax.Device | None = None, seconds: float = 0.4) -> Peak:
+    """Best rate of square products, and of a copy, as long each, once for a device; random values, for GPUs draw less
+    power on zeros and ones and run faster.
 
-    With `--xla_force_host_platform_device_count` each of the devices is the whole processor; the peak is that of all of
-    them together.
+    A processor takes products of 1,536 rows and columns with float32 results, all cores at work. With
+    `--xla_force_host_platform_device_count` each of the devices is the whole processor; the peak is that of all of them
+    together. Other devices take 8,192, results in the type of the operands, float32 in full precision, many products
+    waiting for the device while it computes one.
+
+    Args:
+      device: None is the first of those that JAX runs on.
+      seconds: of each of the three, at least.
     """
-    return Peak(
-        _fastest_product(jnp.bfloat16, size, seconds),
-        _fastest_product(jnp.float32, size, seconds),
-        _fastest_copy(1 << 25, seconds),
-        _memory_bytes(),
-        16,
-        f"measured here: {size} × {size} products, a copy of 128 MiB",
-    )
+    return _measured_peak(device or jax.devices()[0], seconds)
 
 
-def _fastest_product(dtype: jnp.dtype, size: int, seconds: float) -> float:
-    product = jax.jit(lambda a: jax.lax.dot_general(a, a, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32))
-    return 2 * size**3 / _shortest(product, jnp.ones((size, size), dtype), seconds)
+def measured_cpu_peak(seconds: float = 0.4) -> Peak:
+    """The processor's, whatever else JAX runs on."""
+    return measured_peak(jax.devices("cpu")[0], seconds)
 
 
-def _fastest_copy(values: int, seconds: float) -> float:
-    return 2 * 4 * values / _shortest(jax.jit(lambda a: a + 1), jnp.ones(values, jnp.float32), seconds)
+class _Probe(NamedTuple):
+    """What a kind of device is measured with.
+
+    Attributes:
+      size: rows and columns of the operands of a product.
+      copied: float32 values that are read and written.
+      in_flight: calls that are waited for together.
+      out: type of a bfloat16 product's result.
+    """
+
+    size: int
+    copied: int
+    in_flight: int
+    out: jnp.dtype
 
 
-def _shortest(function: jax.stages.Wrapped, argument: jax.Array, seconds: float) -> float:
+_PROCESSOR = _Probe(1536, 1 << 25, 1, jnp.float32)
+_ACCELERATOR = _Probe(8192, 1 << 28, 8, jnp.bfloat16)
+
+
+@functools.cache
+def _measured_peak(device: jax.Device, seconds: float) -> Peak:
+    cpu = device.platform == "cpu"
+    probe, known = _PROCESSOR if cpu else _ACCELERATOR, _longest(device.device_kind)
+    where = "here" if cpu else f"on {device.device_kind}"
+    with jax.default_device(device):
+        return Peak(
+            _fastest_product(jnp.bfloat16, probe, seconds),
+            _fastest_product(jnp.float32, probe, seconds),
+            _fastest_copy(probe, seconds),
+            _memory_bytes(device) if known is None else known.memory_bytes,
+            16 if cpu else 64 if known is None else known.tile,
+            f"measured {where}: {probe.size} × {probe.size} products, a copy of {probe.copied >> 18} MiB",
+        )
+
+
+def _fastest_product(dtype: jnp.dtype, probe: _Probe, seconds: float) -> float:
+    wide = dtype == jnp.float32
+
+    @jax.jit
+    def product(a: jax.Array) -> jax.Array:
+        precision = jax.lax.Precision.HIGHEST if wide else jax.lax.Precision.DEFAULT
+        out = jnp.float32 if wide else probe.out
+        return jax.lax.dot_general(a, a, (((1,), (0,)), ((), ())), precision=precision, preferred_element_type=out)
+
+    return 2 * probe.size**3 / _shortest(product, _normal((probe.size, probe.size), dtype), probe.in_flight, seconds)
+
+
+def _fastest_copy(probe: _Probe, seconds: float) -> float:
+    # A MiB of random values, again and again: to draw them all takes a processor seconds.
+    values = jnp.tile(_normal((1 << 18,), jnp.float32), probe.copied >> 18)
+    return 2 * values.nbytes / _shortest(jax.jit(lambda a: a + 1), values, probe.in_flight, seconds)
+
+
+def _normal(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """Made on the device, in one program, so that no more than the result is ever in its memory."""
+    # The key is an argument: of a constant the compiler might compute the values itself.
+    return jax.jit(lambda key: jax.random.normal(key, shape, dtype))(jax.random.key(0))
+
+
+def _shortest(function: jax.stages.Wrapped, argument: jax.Array, in_flight: int, seconds: float) -> float:
+    """Seconds of a call: the best of several rounds, each of so many calls."""
     function(argument).block_until_ready()
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         start = time.perf_counter()
-        function(argument).block_until_ready()
-        best = min(best, time.perf_counter() - start)
+        for _ in range(in_flight):
+            # What is let go is free again as soon as the device has written it.
+            result = function(argument)
+        result.block_until_ready()
+        best = min(best, (time.perf_counter() - start) / in_flight)
     return best
 
 
-def _memory_bytes() -> float:
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+def _memory_bytes(device: jax.Device) -> float:
+    """All of a processor's; of another device what JAX may take, 0 where it does not say."""
+    if device.platform == "cpu":
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return float((device.memory_stats() or {}).get("bytes_limit", 0))

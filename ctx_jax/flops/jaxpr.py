@@ -3,11 +3,11 @@
 XLA's `cost_analysis` counts a scanned body once (jax issues 13956, 18672, 22249). Here a program is walked as written:
 
     scan                  length × body                    while      trips × body + (trips + 1) × condition
-    cond                  the dearer branch, by FLOPs      shard_map  one device's body × devices of its manual axes
+    cond                  the dearer branch, by FLOPs (*)  shard_map  one device's body × devices of its manual axes
     jit, custom_vjp, …    the jaxpr inside                 remat      the jaxpr inside: recomputing counts again
 
 A while loop's trips are proved where its condition compares integers that begin and step by constants; else it must be
-told them. (A `fori_loop` whose bounds are Python integers is a scan.)
+told them. (A `fori_loop` whose bounds are Python integers is a scan.) (*) Of `platform_dependent` the default's.
 
 Conventions. 1 multiply-add = 2 FLOP; of complex numbers an add costs 2, a product 6, a quotient 11, a multiply-add 8.
 - Products: 2·M·N·K for matrices. A convolution counts the taps that fall on real input, not those on padding or on the
@@ -17,16 +17,14 @@ Conventions. 1 multiply-add = 2 FLOP; of complex numbers an add costs 2, a produ
   degree, scatter-add and its kin 1 per update, cumulative sums n - 1 a line. A transcendental is 1 however many terms
   its series has. An FFT of N points is 5·N·log2 N (half for real input or output); Cholesky, LU and triangular solves
   have their exact textbook counts. These are listed as element-wise too.
-- Reductions: inputs - outputs, over devices too: the psum of an element over n devices is n - 1 additions. Windows
-  count whole, their padding too.
+- Reductions: inputs - outputs, over devices too: a psum over n is n - 1 additions. Windows count with their padding.
 - No FLOP but listed under `integer`: arithmetic on integers and booleans; comparisons, of floats too; random bits, 1
   per element drawn; sort and top_k, n·ceil(log2 n) comparisons a line whatever the type of the keys.
 - Nothing at all: copies, gathers, select, conversions, collectives that only move, debug prints.
 
 Left out is what the compiler does: dead code and common subexpressions count as they stand in the jaxpr. So count
 `jax.value_and_grad`: a gradient whose loss nobody reads still holds the loss's own arithmetic. What cannot be known
-is an error, never a silent 0: unbounded loops, callbacks, foreign kernels, primitives in no table, factorisations that
-iterate or whose cost depends on the block size.
+is an error, never a silent 0: unbounded loops, callbacks, foreign kernels, unknown primitives, most factorisations.
 """
 
 from __future__ import annotations
@@ -400,7 +398,9 @@ class _Walk:
         if name == "while":
             return self.while_loop(equation, values)
         if name == "cond":
-            return max((self.jaxpr(b, values[1:]) for b in params["branches"]), key=lambda c: (c.flops, c.integer))
+            branches, devices = params["branches"], params.get("branches_platforms") or ()
+            counted = [branches[devices.index(None)]] if None in devices else branches
+            return max((self.jaxpr(b, values[1:]) for b in counted), key=lambda c: (c.flops, c.integer))
         if name == "shard_map":
             sizes = {axis: params["mesh"].shape[axis] for axis in params["newly_manual_axes"]}
             return replace(self, axes={**self.axes, **sizes}).jaxpr(params["jaxpr"], values)

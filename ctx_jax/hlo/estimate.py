@@ -12,10 +12,13 @@ Copies between a chip's memories that were started ahead (`copy-start`, `slice-s
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from ctx_jax.errors import InputError
 from ctx_jax.hlo.parts import OTHER, owner_of, scopes
@@ -119,11 +122,11 @@ def estimate(module: Module, names: set[str], bundles: Mapping[str, int] | None 
     for instruction, _, known in walk(module):
         times = 1 if known is None else known
         found.unknown_loops += instruction.opcode == "while" and module.trip_count(instruction) is None
-        exchange = _wrapped(module, instruction)
+        exchange = exchange_of(module, instruction)
         if exchange is not None:
             part, _ = owner(instruction)
             hidden = exchange is not instruction or instruction.name in done
-            found.collectives.append(_read_collective(exchange, part, times, hidden))
+            found.collectives.append(read_collective(exchange, part, times, hidden))
         elif instruction.name.startswith("async-collective"):
             continue  # its end
         elif instruction.opcode == "custom-call" and '"tpu_custom_call"' in instruction.attributes:
@@ -137,7 +140,7 @@ def estimate(module: Module, names: set[str], bundles: Mapping[str, int] | None 
         elif instruction.cycles is not None:
             part, _ = owner(instruction)
             found.cycles[part, direction_of(instruction.op_name)] += times * instruction.cycles
-            shapes = ", ".join(_shape(array) for array in instruction.results[:3])
+            shapes = ", ".join(shape_text(array) for array in instruction.results[:3])
             found.largest.append(
                 (times * instruction.cycles, part, f"{instruction.opcode} {instruction.name}: {shapes}")
             )
@@ -150,10 +153,11 @@ def estimate(module: Module, names: set[str], bundles: Mapping[str, int] | None 
 
 def _kernel_key(instruction: Instruction) -> tuple[str, ...]:
     """Kernels of a name that give the same arrays are the same."""
-    return instruction.name.split(".")[0], *map(_shape, instruction.results)
+    return instruction.name.split(".")[0], *map(shape_text, instruction.results)
 
 
-def _shape(array: Array) -> str:
+def shape_text(array: Array) -> str:
+    """Type and sizes as HLO writes them."""
     return f"{array.dtype}[{','.join(map(str, array.shape))}]"
 
 
@@ -163,24 +167,25 @@ def _collective(instruction: Instruction) -> str | None:
     return name if name in COLLECTIVES else None
 
 
-def _wrapped(module: Module, instruction: Instruction) -> Instruction | None:
+def exchange_of(module: Module, instruction: Instruction) -> Instruction | None:
     """The exchange that an instruction begins: itself, or one in what it calls, as fusions with computation do it."""
     if _collective(instruction) is not None:
         return instruction
     if instruction.opcode == "async-start" or instruction.name.startswith("async-collective-start"):
         inner = module.computations[instruction.called["calls"]].instructions
-        return next((found for each in inner if (found := _wrapped(module, each)) is not None), None)
+        return next((found for each in inner if (found := exchange_of(module, each)) is not None), None)
     return None
 
 
-def _read_collective(exchange: Instruction, part: str, times: int, overlaps: bool) -> Collective:
-    kind, arrays = _collective(exchange), exchange.results
-    if exchange.opcode.endswith("-start") and kind != "all-reduce":
-        arrays = arrays[len(arrays) // 2 :]  # operands and results in one tuple
+def read_collective(exchange: Instruction, part: str, times: int, overlaps: bool) -> Collective:
+    """What an exchange moves, from the instruction that `exchange_of` gives."""
+    kind, arrays, given = _collective(exchange), exchange.results, len(exchange.operands)
+    if exchange.opcode.endswith("-start") and len(arrays) >= 2 * given:
+        arrays = arrays[given : 2 * given]  # operands, results and counters in one tuple; all-reduce of TPUs: results
     devices = group_size(exchange.attributes)
     size = sum(array.bytes for array in arrays) * (devices if kind == "reduce-scatter" else 1)
     largest = sorted(arrays, key=lambda array: -array.bytes)[:3]
-    return Collective(kind, part, size, devices, times, overlaps, tuple(map(_shape, largest)))
+    return Collective(kind, part, size, devices, times, overlaps, tuple(map(shape_text, largest)))
 
 
 def _overlapped(module: Module) -> set[str]:
@@ -218,6 +223,28 @@ def group_size(attributes: str) -> int:
         return size
     if found := re.search(r"source_target_pairs=\{(.*?)\}\}", attributes):
         return found[1].count("{")
+    raise InputError(f"HLO text: found a collective with {attributes[:120]!r}, expected replica_groups")
+
+
+def group_members(attributes: str) -> list[int]:
+    """Numbers of the devices in a collective's first group; nothing where only pairs are named.
+
+    Raises:
+      InputError: `replica_groups` is written in no way that is known.
+    """
+    if found := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
+        return [int(each) for each in found[1].split(",")]
+    if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
+        sizes = [int(each) for each in found[2].split(",")]
+        order = [int(each) for each in found[3].split(",")] if found[3] else range(len(sizes))
+        return np.arange(math.prod(sizes)).reshape(sizes).transpose(order).reshape(-1, int(found[1]))[0].tolist()
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", attributes):
+        sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", found[1])}
+        axes = re.findall(r"'([^']+)'", found[2])
+        numbers = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
+        return numbers[tuple(slice(None) if axis in axes else 0 for axis in sizes)].ravel().tolist()
+    if "source_target_pairs=" in attributes:
+        return []
     raise InputError(f"HLO text: found a collective with {attributes[:120]!r}, expected replica_groups")
 
 

@@ -27,7 +27,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int, UInt
 
 from ctx_jax.kernels.division import divided, divides
-from ctx_jax.kernels.noise import places, scramble, threshold
+from ctx_jax.kernels.noise import begins, kept, place
 from ctx_jax.kernels.packed import LANES, Heads
 
 LONGEST = 2048
@@ -77,10 +77,10 @@ def backward(
 
 
 def _seeds(seeds: UInt[Array, "B 2"], length: int, heads: Heads) -> UInt[Array, "B H 3"]:
-    """Of each head: its row's seed, and its first place in the row, as `noise.places` counts."""
-    begins = places((heads.count,), (length * length,))
+    """Of each head: its row's seed, and where its noise begins."""
     of = lambda x: jnp.broadcast_to(x, (seeds.shape[0], heads.count))
-    return jnp.stack([of(seeds[:, :1]), of(seeds[:, 1:]), of(begins[None, :])], axis=-1)
+    own = begins(heads.count, length, length)[None, :]
+    return jnp.stack([of(seeds[:, :1]), of(seeds[:, 1:]), of(own)], axis=-1)
 
 
 class _Plan:
@@ -156,9 +156,9 @@ class _Plan:
         """Where the weights of a head are kept: the bits of `noise.keep` for the whole row."""
         row = pl.program_id(0)
         number = (pl.program_id(1) * self.groups + group) * self.heads.together + head
-        begin = (pl.program_id(2) * (self.queries * self.length)).astype(jnp.uint32)
-        place = places((self.queries, self.length)) + (begin + seeds[row, number, 2])
-        return scramble(place, seeds[row, number, 0], seeds[row, number, 1]) < threshold(rate)
+        begin = seeds[row, number, 2] + place((pl.program_id(2) * self.queries).astype(jnp.uint32), 0, self.length)
+        of = lambda axis: jax.lax.broadcasted_iota(jnp.uint32, (self.queries, self.length), axis)
+        return kept(of(0), of(1), self.length, begin, (seeds[row, number, 0], seeds[row, number, 1]), rate)
 
     def exponentials(self, query: Array, key: Array, allowed: Array) -> tuple[Array, Array]:
         """exp(score - the line's largest) and the line's sum, float32; a line without any key is uniform."""

@@ -17,7 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, UInt
 
 from ctx_jax.kernels.division import divided, divides
-from ctx_jax.kernels.noise import places, scramble, threshold
+from ctx_jax.kernels.noise import kept, place
 from ctx_jax.kernels.packed import LANES
 
 VALUES = 1 << 18
@@ -95,9 +95,9 @@ class _Blocks:
 
     def kept(self, seeds: Any, rate: float) -> Array:
         """The bits of `noise.keep` for a row [T, D]."""
-        begin = (pl.program_id(1) * (self.tokens * self.width)).astype(jnp.uint32)
-        place = places((self.tokens, self.width)) + begin
-        return scramble(place, seeds[pl.program_id(0), 0], seeds[pl.program_id(0), 1]) < threshold(rate)
+        row, begin = pl.program_id(0), place((pl.program_id(1) * self.tokens).astype(jnp.uint32), 0, self.width)
+        of = lambda axis: jax.lax.broadcasted_iota(jnp.uint32, (self.tokens, self.width), axis)
+        return kept(of(0), of(1), self.width, begin, (seeds[row, 0], seeds[row, 1]), rate)
 
     def dropped(self, seeds: Any, values: Array, rate: float) -> Array:
         if not rate:

@@ -7,9 +7,10 @@ its neighbours: 3 · window scores a token instead of T.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -214,57 +215,106 @@ def _packed_attention(
 ) -> Float[Array, "B T D"]:
     """`dot_product_attention` of query, key and value packed as `kernels.tpu_attention` says, heads side by side.
 
-    For a gradient only the packed array is kept. On TPUs the gradient and its forward pass are kernels, with the same
-    noise.
+    For a gradient the packed array is kept, and the context, which what follows keeps anyway. On TPUs and GPUs kernels
+    compute it, with the same noise.
     """
+    return _attended(heads, rate, packed, mask, seeds)[0]
+
+
+def _plainly_packed(
+    heads: Heads, rate: float, packed: Float[Array, "B T G3C"], mask: Mask, seeds: UInt[Array, "B 2"]
+) -> Float[Array, "B T D"]:
     return _side_by_side(_attend_plainly(How(rate, heads.width**-0.5), *_unpack(packed, heads), mask, seeds))
 
 
 packed_attention = partial(jax.custom_vjp, nondiff_argnums=(0, 1))(_packed_attention)
 
 
-def _kernels() -> ModuleType:
-    """Imported by who trains: Pallas takes its time."""
-    from ctx_jax.kernels import tpu_attention
+def _kernels() -> tuple[ModuleType, ModuleType]:
+    """Imported by who has a use for them: Pallas takes its time."""
+    from ctx_jax.kernels import gpu_attention, tpu_attention
 
-    return tpu_attention
+    return tpu_attention, gpu_attention
 
 
-def _has_kernels(heads: Heads, packed: Array, mask: Mask) -> bool:
-    return mask.segment_ids is not None and _kernels().fits(*packed.shape[:2], heads)
+def _attended(
+    heads: Heads, rate: float, packed: Float[Array, "B T G3C"], mask: Mask, seeds: UInt[Array, "B 2"]
+) -> tuple[Float[Array, "B T D"], Float[Array, "B H T"]]:
+    """The context, and what the GPU's gradient wants to know of each query; zeros elsewhere."""
+    tpu, gpu = _kernels()
+    unasked = lambda packed: jnp.zeros((packed.shape[0], heads.count, packed.shape[1]))
+
+    def plain(packed, mask, seeds):
+        return _plainly_packed(heads, rate, packed, mask, seeds), unasked(packed)
+
+    def on_tpu(packed, mask, seeds):
+        return tpu.forward(packed, mask.segment_ids, seeds, heads=heads, rate=rate), unasked(packed)
+
+    def on_gpu(packed, mask, seeds):
+        return gpu.forward(packed, mask.segment_ids, seeds, heads=heads, rate=rate)
+
+    return _on_device(heads, packed, mask, seeds, tpu=on_tpu, cuda=on_gpu, default=plain)
 
 
 def _packed_forward(heads, rate, packed, mask, seeds):
-    residuals = (packed, mask, seeds)
-    plain = partial(_packed_attention, heads, rate)
-    if not _has_kernels(heads, packed, mask):
-        return plain(*residuals), residuals
-
-    def kernel(packed, mask, seeds):
-        return _kernels().forward(packed, mask.segment_ids, seeds, heads=heads, rate=rate)
-
-    with jax.named_scope("attention"):
-        return jax.lax.platform_dependent(*residuals, tpu=kernel, default=plain), residuals
+    context, sums = _attended(heads, rate, packed, mask, seeds)
+    # Named here: outside, a copy of the context would be kept for the gradient of what follows.
+    context, sums = checkpoint_name(context, PRODUCT), checkpoint_name(sums, PRODUCT)
+    return context, (packed, mask, seeds, context, sums)
 
 
 def _packed_backward(heads, rate, residuals, cotangent):
-    packed, mask, _ = residuals
+    tpu, gpu = _kernels()
 
-    def plain(packed, mask, seeds, cotangent):
+    def plain(packed, mask, seeds, context, sums, cotangent):
         parts, pack = jax.vjp(lambda packed: _unpack(packed, heads), packed)
         cotangent = cotangent.reshape(*cotangent.shape[:2], heads.count, heads.width).transpose(0, 2, 1, 3)
         return pack(_gradients(How(rate, heads.width**-0.5), (*parts, mask, seeds), cotangent))[0]
 
-    def kernel(packed, mask, seeds, cotangent):
-        return _kernels().backward(packed, mask.segment_ids, seeds, cotangent, heads=heads, rate=rate)
+    def on_tpu(packed, mask, seeds, context, sums, cotangent):
+        return tpu.backward(packed, mask.segment_ids, seeds, cotangent, heads=heads, rate=rate)
 
-    if not _has_kernels(heads, packed, mask):
-        return plain(*residuals, cotangent), None, None
+    def on_gpu(packed, mask, seeds, context, sums, cotangent):
+        return gpu.backward(packed, mask.segment_ids, seeds, context, sums, cotangent, heads=heads, rate=rate)
+
+    return _on_device(heads, *residuals, cotangent, tpu=on_tpu, cuda=on_gpu, default=plain), None, None
+
+
+def _on_device(heads: Heads, packed: Array, mask: Mask, *others: Array, default: Callable, **kernels: Callable) -> Any:
+    """The program for the device that it is compiled for, of those whose kernels take such rows."""
+    tpu, gpu = _kernels()
+    fitting = {}
+    if mask.segment_ids is not None and tpu.fits(*packed.shape[:2], heads):
+        fitting["tpu"] = kernels["tpu"]
+    if mask.segment_ids is not None and gpu.fits(*packed.shape[:2], heads, packed.dtype):
+        fitting["cuda"] = kernels["cuda"]
+    if not fitting:
+        return default(packed, mask, *others)
     with jax.named_scope("attention"):
-        return jax.lax.platform_dependent(*residuals, cotangent, tpu=kernel, default=plain), None, None
+        return jax.lax.platform_dependent(packed, mask, *others, **fitting, default=default)
 
 
 packed_attention.defvjp(_packed_forward, _packed_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gpu_attention(heads: Heads, packed: Float[Array, "B T G3C"], mask: Mask) -> Float[Array, "B T D"]:
+    """`packed_attention` without dropout by the GPU's kernels alone: where no other device asks, none is traced."""
+    return _gpu_forward(heads, packed, mask)[0]
+
+
+def _gpu_forward(heads, packed, mask):
+    none = jnp.zeros((packed.shape[0], 2), jnp.uint32)
+    context, sums = _kernels()[1].forward(packed, mask.segment_ids, none, heads=heads, rate=0.0)
+    return context, (packed, mask, none, context, sums)
+
+
+def _gpu_backward(heads, residuals, cotangent):
+    packed, mask, *others = residuals
+    return _kernels()[1].backward(packed, mask.segment_ids, *others, cotangent, heads=heads, rate=0.0), None
+
+
+_gpu_attention.defvjp(_gpu_forward, _gpu_backward)
 
 
 class SelfAttention(nnx.Module):
@@ -285,9 +335,22 @@ class SelfAttention(nnx.Module):
         self, x: Float[Array, "B T D"], mask: Mask, keys: Key[Array, "B"] | None = None
     ) -> Float[Array, "B T D"]:
         """Attends as `attention_mask` says; `keys` are the rows' dropout keys, None outside training."""
+        if keys is None:
+            heads = Heads(self.num_heads, x.shape[-1] // self.num_heads, self.num_heads)
+            fits = x.dtype == jnp.bfloat16 and mask.segment_ids is not None
+            if fits and _kernels()[1].fits(*x.shape[:2], heads, x.dtype):
+                by_kernel = partial(self._by_kernel, heads)
+                context = jax.lax.platform_dependent(x, mask, cuda=by_kernel, default=self._plainly)
+            else:
+                context = self._plainly(x, mask)
+        else:
+            context = self._in_training(x, mask, keys)
+        with jax.named_scope("projections"):
+            return self.out(context)
+
+    def _plainly(self, x: Float[Array, "B T D"], mask: Mask) -> Float[Array, "B T D"]:
+        """The context."""
         batch, length, width = x.shape
-        if keys is not None:
-            return self.out(self._in_training(x, mask, keys))
         size = width // self.num_heads
         with jax.named_scope("projections"):
             # The scores' factor, before the query is rounded: by attention's kernel, which does it as it reads.
@@ -299,9 +362,14 @@ class SelfAttention(nnx.Module):
             query, key, value = (part.astype(x.dtype) for part in qkv.transpose(2, 0, 3, 1, 4))
         context = dot_product_attention(query, key, value, mask, scale=1.0)
         with jax.named_scope("transposes"):
-            context = checkpoint_name(_side_by_side(context), PRODUCT)
+            return checkpoint_name(_side_by_side(context), PRODUCT)
+
+    def _by_kernel(self, heads: Heads, x: Float[Array, "B T D"], mask: Mask) -> Float[Array, "B T D"]:
+        """The context; query, key and value are one group as they lie."""
         with jax.named_scope("projections"):
-            return self.out(context)
+            packed = self.qkv(x, written=True).reshape(*x.shape[:2], -1)
+        with jax.named_scope("attention"):
+            return _gpu_attention(heads, packed, mask)
 
     def _in_training(self, x: Float[Array, "B T D"], mask: Mask, keys: Key[Array, "B"]) -> Float[Array, "B T D"]:
         """The context; query, key and value are packed by moving the kernel's columns, not the vectors."""
@@ -313,5 +381,4 @@ class SelfAttention(nnx.Module):
 
         with jax.named_scope("projections"):
             qkv = affine(x, packed(self.qkv.kernel[...]), packed(self.qkv.bias[...]))
-        context = packed_attention(heads, self.dropout_rate, qkv, mask, seeds_of(keys))
-        return checkpoint_name(context, PRODUCT)
+        return packed_attention(heads, self.dropout_rate, qkv, mask, seeds_of(keys))

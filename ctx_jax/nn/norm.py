@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,11 +53,11 @@ def _layer_norm_backward(eps, residuals, cotangent):
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
-def _kernels() -> ModuleType:
-    """Imported by who trains: Pallas takes its time."""
-    from ctx_jax.kernels import tpu_norm
+def _kernels() -> tuple[ModuleType, ModuleType]:
+    """For TPUs and GPUs; imported by who trains: Pallas takes its time."""
+    from ctx_jax.kernels import gpu_norm, tpu_norm
 
-    return tpu_norm
+    return tpu_norm, gpu_norm
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -70,7 +72,7 @@ def residual_norm(
 ) -> Float[Array, "B T D"]:
     """`layer_norm` of x + dropout(branch), the end of a transformer's sublayer in training.
 
-    For a gradient the sum is kept. On TPUs the gradient and its forward pass are kernels, with the same noise.
+    For a gradient the sum is kept. On TPUs and GPUs it and its forward pass are kernels, with the same noise.
     """
     return layer_norm(eps, x + drop(rate, branch, seeds), scale, bias)
 
@@ -80,12 +82,8 @@ def _residual_norm_forward(eps, rate, x, branch, scale, bias, seeds):
         total = x + drop(rate, branch, seeds)
         return layer_norm(eps, total, scale, bias), total
 
-    inputs = (x, branch, scale, bias, seeds)
-    if _kernels().fits(x.shape):
-        kernel = partial(_kernels().forward, eps=eps, rate=rate)
-        y, total = jax.lax.platform_dependent(*inputs, tpu=kernel, default=plain)
-    else:
-        y, total = plain(*inputs)
+    on_tpu, on_gpu = (partial(kernels.forward, eps=eps, rate=rate) for kernels in _kernels())
+    y, total = _on_device(x, branch, scale, bias, seeds, tpu=on_tpu, cuda=on_gpu, default=plain)
     return y, (total, scale, seeds)
 
 
@@ -98,12 +96,22 @@ def _residual_norm_backward(eps, rate, residuals, cotangent):
         return dx, drop(rate, dx, seeds), dscale, dbias
 
     with jax.named_scope("norms"):
-        if _kernels().fits(cotangent.shape):
-            kernel = partial(_kernels().backward, eps=eps, rate=rate)
-            gradients = jax.lax.platform_dependent(*residuals, cotangent, tpu=kernel, default=plain)
-        else:
-            gradients = plain(*residuals, cotangent)
+        on_tpu, on_gpu = (partial(kernels.backward, eps=eps, rate=rate) for kernels in _kernels())
+        gradients = _on_device(*residuals, cotangent, tpu=on_tpu, cuda=on_gpu, default=plain)
     return *gradients, None
+
+
+def _on_device(vectors: Float[Array, "B T D"], *others: Array, default: Callable, **kernels: Callable) -> Any:
+    """The program for the device that it is compiled for, of those whose kernels take such vectors."""
+    tpu, gpu = _kernels()
+    fitting = {}
+    if tpu.fits(vectors.shape):
+        fitting["tpu"] = kernels["tpu"]
+    if gpu.fits(vectors.shape, vectors.dtype):
+        fitting["cuda"] = kernels["cuda"]
+    if not fitting:
+        return default(vectors, *others)
+    return jax.lax.platform_dependent(vectors, *others, **fitting, default=default)
 
 
 residual_norm.defvjp(_residual_norm_forward, _residual_norm_backward)

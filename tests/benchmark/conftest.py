@@ -34,6 +34,9 @@ class Model:
         print("talk that is no answer")
         return (self.table[ids] * mask[:, :, None]).astype(np.float32)
 
+    def mean(self, ids, mask):
+        return self.forward(ids, mask).mean(1)
+
 
 def load(folder, options):
     return Model(folder)

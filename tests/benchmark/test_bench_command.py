@@ -10,6 +10,7 @@ import pytest
 
 from ctx_jax import cli
 from ctx_jax.benchmark import peers as registry
+from ctx_jax.benchmark import race
 from ctx_jax.benchmark.bench import bench, find_peers
 from ctx_jax.benchmark.peers import OURS, PEERS, Peer
 from ctx_jax.benchmark.race import BOUND, Setting
@@ -63,6 +64,8 @@ def config(tmp_path):
         (["CONFIG", "--texts", "nowhere.txt"], "nowhere.txt"),
         (["CONFIG", "--texts", "some.txt"], "tiny has no tokenizer"),
         (["CONFIG", "--texts", "some.txt", "--lengths", "8"], "expected --lengths or --texts, found both"),
+        (["CONFIG", "--texts", "some.txt", "--pool", "mean"], "--pool: found --texts with it"),
+        (["CONFIG", "--profile", "trace", "--pool", "mean"], "--profile: found --texts, --pool"),
     ],
 )
 def test_bad_input(words, message, config, capsys, tmp_path, monkeypatch):
@@ -110,6 +113,24 @@ def test_the_command(config, make_peer, capsys, monkeypatch):
     assert all(len(line) <= 120 for line in table)
     assert any("outputs differ" in line for line in table)
     assert sum("median" in line for line in table) == 1, "one table a shape"
+
+
+def test_means_of_our_own(config, capsys, monkeypatch):
+    """With `--pool mean` we fetch one vector a row, the mean of those that we fetch without it."""
+    words = ["bench", config, "static", "--lengths", "16", "--batch", "2", "--repeats", "1", "--pool", "mean"]
+    for name in list(PEERS):
+        monkeypatch.delitem(PEERS, name)
+    fetched = []
+    compare = race.np.load
+    monkeypatch.setattr(race.np, "load", lambda *args: fetched.append(compare(*args)) or fetched[-1])
+    assert cli.main(words) == 0
+    assert cli.main(words[:-2]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    pooled, whole = (json.loads(line)["races"] for line in shown if line.startswith("{"))
+    assert [one["pool"] for one in (*pooled, *whole)] == ["mean", "mean", None, None]
+    assert {"2 × 16, float32, mean of each row", "2 × 16, float32, all vectors"} <= set(shown)
+    for mean, vectors in zip(fetched[:2], fetched[2:], strict=True):
+        np.testing.assert_allclose(mean, vectors.mean(1), rtol=0, atol=1e-6)
 
 
 def test_only_we_know_the_library():
@@ -168,8 +189,8 @@ def test_peers_compute_the_same(dtype, tmp_path):
     rng = np.random.default_rng(0)
     lines = ["".join(rng.choice(list("abcd es."), rng.integers(1, 60))) + "a" for _ in range(40)]
     setting = Setting(sys.executable, python, (), 1, repeats=2, peer_batch=8)
-    for work in ([Shape(3, 20)], lines):
-        (found,) = bench([subject], work, [dtype], peers, [], setting)
+    for work, pool in (([Shape(3, 20)], None), ([Shape(3, 20)], "mean"), (lines, None)):
+        (found,) = bench([subject], work, [dtype], peers, [], setting, pool=pool)
         assert {row.status for row in found.rows} <= {"measured", "left out"}, found.rows
         assert sum(row.status == "measured" for row in found.rows) >= 2
     static = static_of(subject)

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from ctx_jax.benchmark import report
@@ -52,6 +53,16 @@ def test_other_outputs_have_no_ratio(subject, work, setting, make_peer, log, tmp
     assert other.ratio > 0
 
 
+def test_means_of_rows_are_compared_as_they_are(subject, setting, make_peer, tmp_path):
+    work = rows(subject, Shape(3, 5), tmp_path, "mean")
+    assert work.mask is None
+    found = race(subject, work, "float32", [make_peer("other", scale=1.01), make_peer("same")], setting, tmp_path)
+    assert np.load(tmp_path / "output.npy").shape == (3, 8), "one vector a row"
+    _, other, same = found.rows
+    assert (other.status, same.status, same.difference) == ("differs", "measured", 0)
+    assert report.title(found) == "3 × 5, float32, mean of each row"
+
+
 @pytest.mark.parametrize("runs", [0, 1, 4, WARM_UP + 4])
 def test_who_dies_is_out_and_the_others_go_on(runs, subject, work, setting, make_peer, tmp_path):
     found = race(subject, work, "float32", [make_peer("weak", runs=runs), make_peer("same")], setting, tmp_path)
@@ -90,7 +101,8 @@ def test_tables_and_json(subject, setting, make_peer):
     shapes = [Shape(1, 16), Shape(2, 8)]
     found = list(bench([subject], shapes, ["float32", "bfloat16"], peers, missing, setting))
     assert [report.title(one) for one in found] == [
-        "1 × 16, float32", "2 × 8, float32", "1 × 16, bfloat16", "2 × 8, bfloat16",
+        "1 × 16, float32, all vectors", "2 × 8, float32, all vectors",
+        "1 × 16, bfloat16, all vectors", "2 × 8, bfloat16, all vectors",
     ]  # fmt: skip
     record = json.loads(json.dumps(report.as_json(found, setting, ["ctx-jax", "bench"])))
     assert record["machine"]["threads"] == 1
@@ -99,6 +111,7 @@ def test_tables_and_json(subject, setting, make_peer):
         shown = [*report.head(one), *report.lines(one)]
         assert all(len(line) <= 120 for line in shown), shown
         assert any(line.startswith("  roofline") for line in shown)
+        assert told["pool"] is None
         by_name = {row["who"]: row for row in told["rows"]}
         assert by_name["absent"]["note"] == "not installed"
         assert by_name["only-texts"]["note"] == "takes texts only"

@@ -35,6 +35,10 @@ def test_rows_of_ids(subject, tmp_path):
     assert ids.max() < 40
     assert (work.sentences, work.tokens) == (3, 15)
     assert work.matrix_flops == 3 * bert_flops(subject.config, 5)
+    assert work.pool is None
+    assert work.mask is not None
+    pooled = rows(subject, Shape(3, 5), tmp_path, "mean")
+    assert (pooled.pool, pooled.mask, pooled.matrix_flops) == ("mean", None, work.matrix_flops)
     with pytest.raises(InputError, match="--lengths: found 17, tiny takes 16"):
         rows(subject, Shape(1, 17), tmp_path)
 
@@ -51,6 +55,7 @@ def test_texts_count_at_their_own_lengths(subject, topics_corpus, tmp_path):
     assert work.tokens == sum(lengths)
     assert work.matrix_flops == sum(bert_flops(config, length) for length in lengths)
     assert json.loads(work.inputs.read_text()) == lines
+    assert work.pool == "mean"
     with pytest.raises(InputError, match="tiny has no tokenizer"):
         texts(subject, lines, tmp_path)
 
@@ -62,7 +67,7 @@ def test_elmo_takes_words(tmp_path):
     words = json.loads(work.inputs.read_text())
     assert [len(row) for row in words] == [7, 7]
     assert work.tokens == 14
-    assert work.mask is None
+    assert (work.pool, work.mask) == ("mean", None)
     read = 2 * (7 + 2)  # <S> and </S> too
     convolutions = sum(2 * (50 - width + 1) * width * ELMO.character_dim * count for width, count in ELMO.filters)
     lstms = 2 * ELMO.num_layers * (2 * 2 * 8 * 4 * 16 + 2 * 16 * 8)

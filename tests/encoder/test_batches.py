@@ -45,7 +45,8 @@ def test_every_text_once_where_no_other_is_in_a_shape_that_is_known(seed):
 def test_there_are_few_shapes():
     shapes = compiled_shapes(512, 8192)
     assert len(shapes) == len(set(shapes)) <= 90
-    assert len(shapes) == sum(len(compiled_rows(length, 512)) for length in compiled_lengths(512))
+    assert len(shapes) == sum(len(compiled_rows(length, 512, 8192)) for length in compiled_lengths(512))
+    assert len(compiled_shapes(512)) == 113
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,23 @@
 """Peaks by name, the roofline by hand, and the processor at hand."""
 
+import contextlib
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctx_jax.flops.devices import PUBLISHED, Peak, device_peak, measured_cpu_peak, named_peak, roofline
+from ctx_jax.flops import devices
+from ctx_jax.flops.devices import (
+    PUBLISHED,
+    Peak,
+    device_peak,
+    measured_cpu_peak,
+    measured_peak,
+    named_peak,
+    roofline,
+)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +56,8 @@ def test_published_figures_are_of_the_right_order():
 @pytest.mark.alone
 def test_the_processor_is_measured():
     peak = device_peak(jax.devices("cpu")[0])
-    assert peak is measured_cpu_peak() is named_peak("cpu")
+    assert peak is measured_cpu_peak() is measured_peak() is named_peak("cpu")
+    assert peak.source == "measured here: 1536 × 1536 products, a copy of 128 MiB"
     a = np.ones((512, 512), np.float32)
     import time
 
@@ -57,6 +69,31 @@ def test_the_processor_is_measured():
     assert rate / 30 < peak.float32_flops_per_s < rate * 30
     assert 1e9 < peak.bytes_per_s < 1e12
     assert peak.memory_bytes > 1e9
+
+
+def test_another_device_is_measured_its_own_way(monkeypatch):
+    """With what stands for a GPU: bfloat16 results of bfloat16 products, several calls in flight, its name and tile."""
+    seen = []
+
+    def note(function, argument, in_flight, seconds):
+        seen.append((argument, jax.eval_shape(function, argument), str(jax.make_jaxpr(function)(argument)), in_flight))
+        return 0.5
+
+    card = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H100 80GB HBM3", memory_stats=lambda: None)
+    monkeypatch.setattr(devices, "_ACCELERATOR", devices._Probe(64, 1 << 18, 8, jnp.bfloat16))
+    monkeypatch.setattr(devices, "_shortest", note)
+    monkeypatch.setattr(jax, "default_device", lambda device: contextlib.nullcontext())
+    peak = devices._measured_peak.__wrapped__(card, 1.0)
+    assert peak == Peak(
+        2 * 2 * 64**3, 2 * 2 * 64**3, 2 * 2 * (1 << 20), PUBLISHED["H100"].memory_bytes, PUBLISHED["H100"].tile,
+        "measured on NVIDIA H100 80GB HBM3: 64 × 64 products, a copy of 1 MiB",
+    )  # fmt: skip
+    for (argument, result, jaxpr, in_flight), dtype in zip(seen, ("bfloat16", "float32", "float32"), strict=True):
+        assert argument.dtype == result.dtype == dtype
+        assert in_flight == 8
+        assert np.std(np.asarray(argument, np.float32)) == pytest.approx(1, abs=0.05), "random values"
+        assert ("HIGHEST" in jaxpr) == (dtype == "float32" and argument.ndim == 2)
+    assert devices._memory_bytes(card) == 0
 
 
 @pytest.mark.parametrize(

@@ -704,6 +704,12 @@ def test_kernels():
     assert walk(double(cost), f32(8, 128), custom_calls={"double": 3}).flops == 3
 
 
+def test_of_branches_for_devices_the_one_for_all_others_counts():
+    dear, cheap = (lambda x: x * x * x * x), (lambda x: x + x)
+    assert walk(lambda x: jax.lax.platform_dependent(x, cuda=dear, tpu=dear, default=cheap), X).flops == 12
+    assert walk(lambda x: jax.lax.platform_dependent(x, cpu=cheap, cuda=dear), X).flops == 36
+
+
 def test_foreign_code():
     callback = lambda x: jax.pure_callback(np.sin, x, x)
     with pytest.raises(InputError, match="'pure_callback' runs code"):

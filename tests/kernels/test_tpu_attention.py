@@ -28,7 +28,7 @@ def inputs(rows, count, length, width, dtype=np.float32, seed=0):
 def plain(heads, rate, packed, cotangent, segments, seeds):
     """Forward and gradient by JAX's own derivative of the plain formulas."""
     mask = attention.attention_mask(segments)
-    out, pull = jax.vjp(lambda packed: attention._packed_attention(heads, rate, packed, mask, seeds), packed)
+    out, pull = jax.vjp(lambda packed: attention._plainly_packed(heads, rate, packed, mask, seeds), packed)
     return out, *pull(cotangent)
 
 
@@ -118,7 +118,7 @@ def test_the_gradient_by_hand_is_the_derivative(length, window):
     mask = attention.attention_mask(segments, window)
     ours = gradient(heads, mask, seeds, cotangent)
     assert ("attention_backward" in str(jax.make_jaxpr(ours)(packed))) == (window is None and length == 128)
-    theirs = jax.grad(lambda packed: (attention._packed_attention(heads, 0.1, packed, mask, seeds) * cotangent).sum())
+    theirs = jax.grad(lambda packed: (attention._plainly_packed(heads, 0.1, packed, mask, seeds) * cotangent).sum())
     compare([jax.jit(ours)(packed)], [jax.jit(theirs)(packed)], 2e-6)
 
 

@@ -116,8 +116,12 @@ def errors(config, seed=1):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_equals_the_twin_in_float32(name):
-    for where, (largest, _) in errors(SIZES[name]).items():
-        assert largest < 2e-6, where
+    """The query takes the scores' factor before they are summed: where it is no power of 2, here for heads of 8, single
+    values are off by 2.1e-6, ten times the root of the mean square.
+    """
+    for where, (largest, typical) in errors(SIZES[name]).items():
+        assert typical < 6e-7, where
+        assert largest < 3e-6, where
 
 
 @pytest.mark.parametrize("activation", ["gelu_tanh", "relu", "silu"])

@@ -4,11 +4,12 @@ The files run in processes of their own, perhaps of another Python that has no c
 path, and the files import nothing of ctx_jax but `ours.py`, which is us. Each defines
 
     load(folder, options) -> model      options: dtype, threads, device, batch, max_length, texts, static
-    model.about                         {"device": "cpu" or "gpu", "versions": {name: version}}
+    model.about                         {"device": "cpu" or "gpu", "versions": {name: version}}, more if it likes
     model.forward(ids, mask)            int64 [B, T] twice -> float32 [B, T, D], the last layer, on the host
+    model.mean(ids, mask)               likewise -> float32 [B, D], the mean where the mask is 1, made on the device
     model.embed(texts)                  -> float32 [N, D], the mean of each text's tokens, on the host
 
-or of the last two the one it can.
+or of the last three those it can. Who cannot make the mean on the device makes it on the host.
 """
 
 from __future__ import annotations

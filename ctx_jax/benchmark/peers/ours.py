@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from ctx_jax.encoder import BertEncoder, ElmoEncoder, Encoder
-from ctx_jax.flops.devices import device_peak, measured_cpu_peak
+from ctx_jax.encoder.base import Pool
+from ctx_jax.flops.devices import device_peak, measured_peak
 from ctx_jax.text.inputs import model_inputs
 
 
@@ -26,14 +27,22 @@ class BertModel:
 
     def __init__(self, encoder: BertEncoder):
         self._encoder = encoder
-        self._compiled: dict[tuple[int, ...], Callable[..., np.ndarray]] = {}
+        self._compiled: dict[tuple[Any, ...], Callable[..., np.ndarray]] = {}
         self.about = _about()
 
     def forward(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Rows of one shape, which is compiled at the first call."""
-        if ids.shape not in self._compiled:
-            self._compiled[ids.shape] = self._encoder.compiled(*ids.shape, layers="last")
-        return self._compiled[ids.shape](ids, mask)
+        return self._run(ids, mask, None)
+
+    def mean(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Of each row's vectors, taken on the device."""
+        return self._run(ids, mask, "mean")
+
+    def _run(self, ids: np.ndarray, mask: np.ndarray, pool: Pool | None) -> np.ndarray:
+        key = (*ids.shape, pool)
+        if key not in self._compiled:
+            self._compiled[key] = self._encoder.compiled(*ids.shape, layers="last", pool=pool)
+        return self._compiled[key](ids, mask)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """The mean of each text's tokens."""
@@ -65,6 +74,10 @@ class StaticModel:
         """Looks up."""
         return self._table[ids] * mask[:, :, None].astype(np.float32)
 
+    def mean(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Of each row's vectors."""
+        return self.forward(ids, mask).sum(1) / mask.sum(1, keepdims=True, dtype=np.float32)
+
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """The mean of each text's tokens."""
         config, tokenizer = self._encoder.config, self._encoder.tokenizer
@@ -84,8 +97,14 @@ def load(folder: str, options: Mapping[str, Any]) -> BertModel | ElmoModel | Sta
 
 
 def peak() -> dict[str, Any] | None:
-    """What the device can do, measured here if it is a processor; None where nobody has published it."""
-    # Longer than usual: on a machine that others use too, the shortest of few products is none at best.
-    cpu = jax.default_backend() == "cpu"
-    found = measured_cpu_peak(seconds=1.0) if cpu else device_peak()
+    """What the device can do, measured here; where its memory is too full for that what is published, None if nothing
+    is.
+    """
+    try:
+        # Longer than usual: on a machine that others use too, the shortest of few products is none at best.
+        found = measured_peak(seconds=1.0)
+    except jax.errors.JaxRuntimeError:
+        if jax.default_backend() == "cpu":
+            raise
+        found = device_peak()
     return None if found is None else found._asdict()

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.models import Pooling, Transformer
-from torch_model import torch_device, versions
+from torch_model import set_up, torch_device, versions
 
 
 class SentenceModel:
@@ -29,9 +28,9 @@ class SentenceModel:
 
 
 def load(folder: str, options: Mapping[str, Any]) -> SentenceModel:
-    """The transformer of the folder and a mean over its tokens, whatever pooling the folder asks for."""
-    torch.set_num_threads(options["threads"])
-    transformer = Transformer(folder, max_seq_length=options["max_length"], model_args={"attn_implementation": "sdpa"})
-    pooling = Pooling(transformer.get_word_embedding_dimension(), pooling_mode="mean")
-    model = SentenceTransformer(modules=[transformer, pooling], device=torch_device(options))
-    return SentenceModel(model.to(getattr(torch, options["dtype"])).eval(), options["batch"])
+    """The transformer of the folder and a mean over its tokens, which is what a folder without a word on it gets."""
+    set_up(options)
+    settings = {"attn_implementation": "sdpa", "dtype": getattr(torch, options["dtype"])}
+    model = SentenceTransformer(folder, device=torch_device(options), model_kwargs=settings, local_files_only=True)
+    model.max_seq_length = options["max_length"]
+    return SentenceModel(model.eval(), options["batch"])

@@ -23,6 +23,25 @@ class LastLayer(torch.nn.Module):
         return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
 
+class MeanOfTokens(torch.nn.Module):
+    """Ids and mask to the mean of each row's vectors, summed in float32."""
+
+    def __init__(self, vectors: LastLayer):
+        super().__init__()
+        self.vectors = vectors
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """[B, D]."""
+        vectors, seen = self.vectors(input_ids, attention_mask).float(), attention_mask[:, :, None].float()
+        return (vectors * seen).sum(1) / seen.sum(1)
+
+
+def set_up(options: Mapping[str, Any]) -> None:
+    """Threads, and float32 products in float32, which on a GPU might be in TF32."""
+    torch.set_num_threads(options["threads"])
+    torch.set_float32_matmul_precision("highest")
+
+
 def torch_device(options: Mapping[str, Any]) -> str:
     """Where PyTorch runs: on the GPU if there is one, unless the one it is measured beside runs on the processor."""
     return "cuda" if options["device"] != "cpu" and torch.cuda.is_available() else "cpu"
@@ -30,7 +49,7 @@ def torch_device(options: Mapping[str, Any]) -> str:
 
 def last_layer(folder: str, options: Mapping[str, Any]) -> LastLayer:
     """The encoder without a pooler, whose product nobody asks for, with fused attention."""
-    torch.set_num_threads(options["threads"])
+    set_up(options)
     model = AutoModel.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32)
     if getattr(model, "pooler", None) is not None:
         model.pooler = None

@@ -2,13 +2,14 @@
 
     python worker.py PEER.py CORES          CORES is a JSON list, [] to leave them as they are
 
-    {"do": "load", "folder": …, "options": {…}, "inputs": FILE}   -> {"device": …, "versions": {…}}
+    {"do": "load", "folder": …, "options": {…}, "inputs": FILE, "pool": "mean" or null}
+                                                                  -> {"device": …, "versions": {…}}
     {"do": "run", "out": FILE or null}                            -> {"seconds": …}
     {"do": "memory"}                                              -> {"peak_bytes": …}
     {"do": "peak"}                                                -> what the device can do; only `ours.py` tells
 
-Inputs are an .npz of ids and mask, or a JSON list of texts. Answers go out by the standard output that the process
-began with; whatever else is printed goes to standard error.
+Inputs are an .npz of ids and mask, of whose vectors `pool` makes one a row, or a JSON list of texts. Answers go out by
+the standard output that the process began with; whatever else is printed goes to standard error.
 """
 
 import importlib.util
@@ -30,11 +31,11 @@ def _peer(file: str) -> Any:
     return module
 
 
-def _inputs(file: str) -> tuple[str, tuple[Any, ...]]:
+def _inputs(file: str, pool: str | None) -> tuple[str, tuple[Any, ...]]:
     """The method that takes them, and its arguments."""
     if file.endswith(".npz"):
         with np.load(file) as arrays:
-            return "forward", (arrays["ids"], arrays["mask"])
+            return pool or "forward", (arrays["ids"], arrays["mask"])
     return "embed", (json.loads(pathlib.Path(file).read_text(encoding="utf-8")),)
 
 
@@ -58,7 +59,7 @@ def main(file: str, cores: list[int]) -> None:
         if request["do"] == "load":
             peer = _peer(file)
             model = peer.load(request["folder"], request["options"])
-            method, arguments = _inputs(request["inputs"])
+            method, arguments = _inputs(request["inputs"], request["pool"])
             answer = model.about
         elif request["do"] == "run":
             begin = time.perf_counter()
