@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -138,7 +139,7 @@ class BertEncoder(Encoder):
                 zeros = np.zeros(shape, np.int32)
                 slots = slots_per_row(shape[1])
                 rows = self._place(_Rows(*[zeros] * len(_Rows._fields)))
-                self._forward(self._weights(), rows, slots, ask.chosen, ask.pool, ask.repair).block_until_ready()
+                self._run(rows, slots, ask).block_until_ready()
                 done(1)
         return len(shapes)
 
@@ -374,13 +375,19 @@ class BertEncoder(Encoder):
                 arrays.segments[place] = one.present * (slot + 1)
                 arrays.positions[place] = np.arange(len(one.input_ids))
             slots = slots_per_row(batch.shape[1])
-            vectors = self._forward(self._weights(), self._place(arrays), slots, ask.chosen, ask.pool, ask.repair)
+            vectors = self._run(self._place(arrays), slots, ask)
             waiting.append((batch, vectors))
             if len(waiting) > 1:
                 batch, vectors = waiting.popleft()
                 yield batch, np.asarray(vectors)
         for batch, vectors in waiting:
             yield batch, np.asarray(vectors)
+
+    def _run(self, rows: _Rows, slots: int, ask: Ask) -> Float[Array, "K B ... D"]:
+        weights = self._weights()
+        # Kernels, which XLA cannot divide, must be told among whom.
+        with jax.set_mesh(self.mesh) if self.mesh.size > 1 else contextlib.nullcontext():
+            return self._forward(weights, rows, slots, ask.chosen, ask.pool, ask.repair)
 
     def _laid_out(self, params: Params) -> Params:
         return for_processor(params, turned=self._turned) if self._by_layer else params

@@ -10,6 +10,7 @@ import pytest
 from models.test_bert import SMALL, bound, random_params, rows
 
 from ctx_jax.arrays import Batch
+from ctx_jax.encoder import BertEncoder
 from ctx_jax.kernels import gpu_attention, gpu_norm
 from ctx_jax.models.bert import BertWithHeads
 
@@ -126,6 +127,27 @@ def test_gradients_without_dropout(given, on_gpus):
     for ours, theirs, right in zip(gradients(CONFIG), elsewhere, exact, strict=True):
         assert error(ours, right) < 1.5 * error(theirs, right) + 1e-3
     assert "gpu_attention backward" in called
+
+
+def test_devices_have_rows_of_their_own(given, on_gpus, monkeypatch):
+    """XLA would give every device all rows of a kernel."""
+    params, batch, _ = given
+    ids, mask = np.asarray(batch.input_ids), np.asarray(batch.segment_ids) > 0
+    mask[:, 0] = True
+    expected = BertEncoder(CONFIG, params).encode_ids(ids, mask, layers="last").last
+    on_gpus()
+    rows, inner = [], gpu_attention._forward
+
+    def one_device(seeds, segment_ids, packed, **options):
+        rows.append(len(packed))
+        return inner(seeds, segment_ids, packed, **options)
+
+    monkeypatch.setattr(gpu_attention, "_forward", one_device)
+    encoder = BertEncoder(CONFIG, params)
+    found = encoder.encode_ids(ids, mask, layers="last").last
+    assert encoder.mesh.size == jax.local_device_count() > 1
+    assert set(rows) == {1}
+    assert error(found[mask], expected[mask]) < 2e-2
 
 
 def test_float32_takes_no_kernel_of_attention(given, on_gpus):
