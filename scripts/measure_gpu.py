@@ -155,7 +155,7 @@ def forward() -> Iterator[Record]:
         program = function.lower(*arguments).compile()
         params, inputs, *_, affine = arguments
         flops = encoder_cost(BASE, rows=rows, length=length).matrix_flops
-        yield whole("forward", lambda: program(params, inputs, affine), flops, rows=rows, length=length)  # noqa: B023 - called at once
+        yield whole("forward", lambda: program(params, inputs, affine), flops, rows=rows, length=length)  # noqa: B023 (called at once)
 
 
 def step() -> Iterator[Record]:

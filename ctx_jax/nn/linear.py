@@ -64,8 +64,9 @@ def _affine(
 
     def on_gpu(x, w, bias):
         y = _rounded(x, w.astype(x.dtype), (0,))
-        y = y + bias.astype(x.dtype).reshape(1, -1) if written else y
-        return y.astype(jnp.float32) if written else y.astype(jnp.float32) + bias.reshape(1, -1)
+        if written:
+            return (y + bias.astype(x.dtype).reshape(1, -1)).astype(jnp.float32)
+        return y.astype(jnp.float32) + bias.reshape(1, -1)
 
     if x.dtype != jnp.bfloat16:
         return plain(x, w, bias)

@@ -71,7 +71,7 @@ ENTRY %main (p: f32[1000], q: f32[64,32], r: f32[32,8], s: (s32[], f32[5,16,32],
   %mine = f32[1000]{0} custom-call(%p), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(f)/head/mine/pallas_call"}
   ROOT %gemm.1 = f32[64,8]{1,0} custom-call(%q, %r), custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
 }
-"""  # noqa: E501
+"""  # noqa: E501 (lines as the compiler writes them)
 FOUND = traffic(read_module(TEXT), {"layers", "head", "mine"}, PEAK, 8)
 KERNELS = {each.name: each for each in FOUND.kernels}
 

@@ -4,47 +4,18 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
+from kernels.test_tpu_norm import EPS, by_hand, compare, inputs
 
-from ctx_jax.kernels import gpu_norm, noise
+from ctx_jax.kernels import gpu_norm
 from ctx_jax.nn.norm import residual_norm
 from ctx_jax.sharding import MeshShape, make_mesh
-
-EPS = 1e-12
-
-
-def inputs(rows, length, width, dtype=np.float32):
-    rng = np.random.default_rng(0)
-    x, branch, cotangent = (jnp.asarray(rng.normal(size=(rows, length, width)), dtype) for _ in range(3))
-    scale, bias = (jnp.asarray(rng.normal(size=width), jnp.float32) for _ in range(2))
-    return x, branch, scale, bias, jnp.asarray(rng.integers(0, 2**32, (rows, 2), np.uint32)), cotangent
-
-
-def by_hand(rate, x, branch, scale, bias, seeds, cotangent):
-    """Mean and variance as they are defined, dropout by the same noise, differentiated by JAX."""
-
-    def norm(x, branch, scale, bias):
-        kept = noise.keep(seeds, x.shape[1:], rate) if rate else True
-        total = x + jnp.where(kept, branch / (1 - rate), 0)
-        mean = total.mean(-1, keepdims=True)
-        variance = jnp.square(total - mean).mean(-1, keepdims=True)
-        return (total - mean) / jnp.sqrt(variance + EPS) * scale.reshape(1, 1, -1) + bias.reshape(1, 1, -1)
-
-    out, pull = jax.vjp(norm, x, branch, scale, bias)
-    return out, *pull(cotangent)
 
 
 def kernels(rate, x, branch, scale, bias, seeds, cotangent, **blocks):
     options = {"eps": EPS, "rate": rate, "interpret": True, **blocks}
     out, total = gpu_norm.forward(x, branch, scale, bias, seeds, **options)
     return out, *gpu_norm.backward(total, scale, seeds, cotangent, **options)
-
-
-def compare(found, expected, tolerance):
-    for ours, theirs in zip(found, expected, strict=True):
-        ours, theirs = (np.asarray(x, np.float64) for x in (ours, theirs))
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1])

@@ -226,6 +226,18 @@ def test_cross_entropy():
     assert float(correct) == (logits.argmax(1) == targets) @ weights
 
 
+def test_gradient_of_the_cross_entropy():
+    """Written by hand: p less 1 at the target, times the weight."""
+    rng = np.random.default_rng(1)
+    logits = (rng.normal(size=(200, 30)) * 5 + 100).astype(np.float32)
+    targets, weights = rng.integers(0, 30, 200), rng.integers(0, 2, 200).astype(np.float32)
+    found = quick_jit(jax.grad(lambda logits: 3 * softmax_cross_entropy(logits, targets, weights)[0]))(logits)
+    values = np.exp(logits - logits.max(1, keepdims=True).astype(np.float64))
+    expected = 3 * (values / values.sum(1, keepdims=True) - np.eye(30)[targets]) * weights[:, None]
+    # Eight times the last digit of a logit near 115, which the exponential makes relative.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=6e-5)
+
+
 def test_unigram_entropy():
     counts = np.random.default_rng(0).integers(0, 50, 300).astype(np.float32)
     counts[:40] = 0
