@@ -7,9 +7,12 @@ any code run: it belongs to its user alone.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -27,6 +30,24 @@ OPTIONS: dict[str, dict[str, bool]] = {
 def options_for(device: jax.Device) -> dict[str, bool]:
     """What to compile a model's functions for a device with."""
     return OPTIONS.get(device.platform, {})
+
+
+def float32_means_float32(dtype: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator of functions to be traced: computed in float32, products take float32 whole.
+
+    JAX's own default rounds their operands, to bfloat16 on TPUs and to TF32 on GPUs: vectors that differ in the third
+    digit from the processor's. Where `jax_default_matmul_precision` is set, that holds.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def traced(*args: Any, **options: Any) -> Any:
+            with jax.default_matmul_precision(jax.config.jax_default_matmul_precision or "highest"):
+                return function(*args, **options)
+
+        return traced if dtype == "float32" else function
+
+    return decorate
 
 
 def keep_compiled(folder: str | os.PathLike[str] | None = None) -> str | None:

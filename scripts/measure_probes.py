@@ -36,8 +36,6 @@ def main() -> None:
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
-    # GPUs would multiply float32 in TF32, and round otherwise with more columns.
-    jax.config.update("jax_default_matmul_precision", "highest")
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(given.examples, given.layers, given.width)).astype(np.float32)
     labels = rng.integers(0, given.classes, given.examples)

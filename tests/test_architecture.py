@@ -8,7 +8,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "ctx_jax"
 
 FLOORS = [
-    {"arrays", "compilation", "hosts", "leaves", "packing", "sharding", "errors"},
+    {"arrays", "compilation", "hosts", "leaves", "memory", "packing", "sharding", "errors"},
     {"kernels"},
     {"nn", "text", "checkpoint"},
     {"models", "data"},

@@ -49,6 +49,7 @@ from ctx_jax.encoder.vectors import unit
 from ctx_jax.errors import InputError, did_you_mean
 from ctx_jax.flops.architectures import describe
 from ctx_jax.interop.run_folder import bound_model
+from ctx_jax.memory import give_back_memory
 from ctx_jax.nn.parameters import count_parameters
 
 
@@ -209,12 +210,24 @@ class _Room:
         numbers = some_sentences(record.sentences, most, self.plan.probing.seed)
         return of_sentences(record, numbers)
 
+    @contextlib.contextmanager
+    def _encoding(self, total: int, unit: str) -> Iterator[Callable[[int], object]]:
+        """A bar; batches of many shapes leave holes that no probe fits into."""
+        with self.teller.bar("vectors", total, unit) as done:
+            yield done
+        give_back_memory()
+
+    def _said(self, text: str) -> None:
+        """What is done next."""
+        give_back_memory()
+        self.teller.line(f"  {text}")
+
     def _words(self, sentences: Sequence[Words]) -> Features:
-        with self.teller.bar("vectors", len(sentences), "sentence") as done:
+        with self._encoding(len(sentences), "sentence") as done:
             return word_features(self.encoder, sentences, self.cache, dtype=self.plan.dtype, done=done)
 
     def _spans(self, record: Senses | WordPairs, sentence: np.ndarray, spans: np.ndarray) -> np.ndarray:
-        with self.teller.bar("vectors", len(np.unique(sentence)), "sentence") as done:
+        with self._encoding(len(np.unique(sentence)), "sentence") as done:
             found = span_features(
                 self.encoder, record.sentences, sentence, spans, self.cache, dtype=self.plan.dtype, done=done
             )
@@ -234,7 +247,7 @@ class _Room:
         def make() -> Task:
             splits = {split: (self._words(record.sentences), record) for split, record in records.items()}
             run = label_task if isinstance(records["train"], Edges) else tree_task
-            return run(corpus.name, corpus.title, splits, self.plan.probing, lambda text: self.teller.line(f"  {text}"))
+            return run(corpus.name, corpus.title, splits, self.plan.probing, self._said)
 
         of = {"records": {split: _content(record) for split, record in records.items()},
               "probing": asdict(self.plan.probing), "name": corpus.name}  # fmt: skip
@@ -250,7 +263,7 @@ class _Room:
         self.compared = text_hash(sentences), features
 
         def make() -> Geometry:
-            self.teller.line(f"  the shape of the space, {len(words):,} words")
+            self._said(f"the shape of the space, {len(words):,} words")
             return geometry(features.layers(), types, numbers, corpus=name)
 
         return self._kept("geometry", {"texts": text_hash(sentences), "name": name}, Geometry, make)
@@ -270,7 +283,7 @@ class _Room:
 
         def make() -> SenseTask:
             vectors = [self._spans(record, record.sentence, record.span) for record in (train, test)]
-            self.teller.line("  nearest senses")
+            self._said("nearest senses")
             return sense_task(corpus.name, train, vectors[0], test, vectors[1], fallback)
 
         task = self._kept("senses", of, SenseTask, make)
@@ -346,7 +359,7 @@ class _Room:
         poolings = ("mean", "max") if self.encoder.tokenizer is None else ("cls", "mean", "max")
         layers = self.encoder.config.num_layers + 1
         found = {pooling: np.empty((layers, len(texts), self.encoder.width), np.float32) for pooling in poolings}
-        with self.teller.bar("vectors", len(texts), "text") as done:
+        with self._encoding(len(texts), "text") as done:
             for numbers in windows(self.encoder, texts):
                 some = self.encoder.encode([texts[number] for number in numbers], on_too_long="truncate")
                 for pooling, vectors in found.items():

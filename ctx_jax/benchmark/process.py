@@ -17,7 +17,7 @@ from ctx_jax.benchmark.peers import OURS, WORKER, Peer
 from ctx_jax.errors import InputError
 
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_TOP_PAD_": str(256 << 20)}
-"""Tells glibc to keep freed memory, as `ctx_jax.cli.keep_memory` does, for everybody alike."""
+"""Tells glibc to keep freed memory, as `ctx_jax.memory.keep_memory` does, for everybody alike."""
 QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 SHARE = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 """On a GPU we take no more memory than we need, unless told otherwise: peers are on it at the same time."""

@@ -1,6 +1,5 @@
 """The command `ctx-jax`. Exit codes: 0 done (or stopped by SIGTERM and saved), 1 failed, 2 bad input."""
 
-import ctypes
 import logging
 import os
 import sys
@@ -11,6 +10,7 @@ from ctx_jax.cli import atlas, bench, compile, data, encode, flops, interop, pre
 from ctx_jax.cli.config_file import load_config as load_config
 from ctx_jax.cli.parsing import command
 from ctx_jax.errors import InputError, did_you_mean
+from ctx_jax.memory import keep_memory
 
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "data build": ("text → tokenised corpus", command(data.Build, data.build, "data build")),
@@ -38,20 +38,6 @@ def usage() -> str:
     return "\n".join(
         [f"ctx_jax {ctx_jax.__version__}: {ctx_jax.__doc__}", "", *lines, "", "  ctx-jax COMMAND --help  its arguments"]
     )
-
-
-def keep_memory() -> None:
-    """Tells glibc to keep freed memory: it gives large buffers back after every step and faults them in anew, which
-    costs a training step on the processor a quarter of its time.
-    """
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        trim_threshold, top_pad, mmap_max = -1, -2, -4
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, 2**31 - 1)
-        libc.mallopt(top_pad, 256 << 20)
-    except (OSError, AttributeError):
-        return  # another C library
 
 
 def main(argv: Sequence[str] | None = None) -> int:

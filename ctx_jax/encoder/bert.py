@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from ctx_jax.arrays import Representations
-from ctx_jax.compilation import options_for
+from ctx_jax.compilation import float32_means_float32, options_for
 from ctx_jax.encoder.base import Ask, Candidate, Encoder, Pool, Text, progress
 from ctx_jax.encoder.batches import (
     BATCH_TOKENS,
@@ -69,8 +69,10 @@ class BertEncoder(Encoder):
             return from_processor(whole, params, turned=self._turned) if self._by_layer else whole(params)
 
         jit = partial(jax.jit, compiler_options=options_for(devices[0]))
+        exact = float32_means_float32(config.dtype)
 
         @partial(jit, static_argnames=("slots", "chosen", "pool"))
+        @exact
         def forward(
             params: Params, rows: _Rows, slots: int, chosen: tuple[int, ...], pool: Pool | None, repair: Affine | None
         ) -> Float[Array, "K B ... D"]:
@@ -85,12 +87,14 @@ class BertEncoder(Encoder):
             return read_out(layers.astype(jnp.float32), rows.segments, slots, pool, repair)
 
         @jit
+        @exact
         def predict(params: Params, input_ids: Array, segments: Array, at: Array):
             model = bound(params)
             vectors = model.encoder(input_ids, segment_ids=segments).last
             return jax.nn.softmax(model.masked_lm_logits(vectors[0, at]))
 
         @partial(jit, static_argnames="head")
+        @exact
         def logits(params: Params, input_ids: Array, token_types: Array, segments: Array, head: str):
             model = bound(params)
             return model.logits(head, model.encoder(input_ids, token_types, segments).last)

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ctx_jax.arrays import Representations
+from ctx_jax.compilation import float32_means_float32
 from ctx_jax.encoder.base import Ask, Encoder, Text
 from ctx_jax.encoder.repair import Affine, apply_on_host, apply_to_layers
 from ctx_jax.errors import InputError
@@ -60,13 +61,15 @@ class ElmoEncoder(Encoder):
         self._characters = Characters(config.max_characters)
         self._known: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()  # what is known changes
-        bound = bound_model(config)
+        bound, exact = bound_model(config), float32_means_float32(config.dtype)
 
         @jax.jit
+        @exact
         def words(params: Params, char_ids: Int[Array, "N C"]) -> Float[Array, "N P"]:
             return bound(params).encoder.words(char_ids, config.dtype)
 
         @partial(jax.jit, static_argnames="chosen")
+        @exact
         def contextualise(
             params: Params,
             rows: _Rows,

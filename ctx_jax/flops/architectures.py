@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ctx_jax.compilation import float32_means_float32
 from ctx_jax.flops.elmo import elmo_cost
 from ctx_jax.flops.jaxpr import Count, count_jaxpr
 from ctx_jax.flops.parts import Cost
@@ -56,12 +57,12 @@ def describe(config: EncoderConfig) -> str:
 
 def encoder_function(config: EncoderConfig, *, rows: int, length: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """The encoder's forward pass as a function, and the shapes of its arguments."""
-    bound = _bound(config)
+    bound, exact = _bound(config), float32_means_float32(config.dtype)
     if isinstance(config, ElmoConfig):
         ids = jax.ShapeDtypeStruct((rows, length, config.max_characters), jnp.int16)
-        return lambda params, char_ids: bound(params)(char_ids, all_layers=False)[0].last, (bound.shapes, ids)
+        return exact(lambda params, char_ids: bound(params)(char_ids, all_layers=False)[0].last), (bound.shapes, ids)
     ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-    return lambda params, input_ids: bound(params)(input_ids).last, (bound.shapes, ids)
+    return exact(lambda params, input_ids: bound(params)(input_ids).last), (bound.shapes, ids)
 
 
 @functools.cache

@@ -93,6 +93,24 @@ def test_probes_trained_together_are_those_trained_alone(data, kind, of, within)
         np.testing.assert_array_equal(said[0][:, layer], said[1][:, 0])
 
 
+def test_pieces_do_not_wait_in_memory(monkeypatch):
+    """The next one is given to the device when it is done with the one before."""
+    from ctx_jax.atlas.probes import training
+
+    rng = np.random.default_rng(0)
+    vectors, labels = rng.standard_normal((2048, 3, 128)).astype(np.float32), rng.integers(0, 3, 2048)
+    run, ready = training._run, []
+
+    def told(probe, params, *args, **options):
+        ready.append(all(leaf.is_ready() for leaf in jax.tree.leaves(params)))
+        return run(probe, params, *args, **options)
+
+    monkeypatch.setattr(training, "_run", told)
+    pieces = source(vectors, labels, size=256)
+    fit(MLP(128, 3, hidden=256), pieces, source(vectors[:64], labels[:64]), Training(epochs=1, batch_size=8), KEY)
+    assert ready == [True] * 8
+
+
 def test_the_planted_layer_is_found_and_the_others_are_at_chance(data, fitted):
     """As good as scikit-learn's on the layer that knows; the others no better than a guess may be."""
     test = source(*data["test"])

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
+from ctx_jax.compilation import float32_means_float32
 from ctx_jax.errors import InputError
 from ctx_jax.nn.parameters import Params
 from ctx_jax.train.optimizer import Optimizer
@@ -187,6 +188,8 @@ def fit(
         rng = np.random.default_rng([*np.asarray(jax.random.key_data(key)).ravel().tolist(), epoch])
         for piece in train.pieces(rng):
             order, steps = _orders(rng, piece, rows, training.seeds)
+            # One piece is read while the one before is learnt from; without this all would wait in memory.
+            jax.block_until_ready(params)
             schedule = np.float32(training.learning_rate), np.float32(taken), np.float32(total)
             places = (piece, order, steps, schedule, mean, scale, allowed)
             params, state = _run(probe, params, state, *places, at_once=_at_once(members))
@@ -332,6 +335,7 @@ def _itself(probe: Any) -> Any:
 
 
 @partial(jax.jit, static_argnames=("probe", "at_once"), donate_argnames=("params", "state"))
+@float32_means_float32("float32")
 def _run(
     probe: Any,
     params: Params,
@@ -372,6 +376,7 @@ def _run(
 
 
 @partial(jax.jit, static_argnames=("probe", "at_once"))
+@float32_means_float32("float32")
 def _predict(
     probe: Any, params: Params, features: Any, mean: Any, scale: Any, allowed: Array | None, at_once: int
 ) -> Any:
@@ -386,6 +391,7 @@ def _predict(
 
 
 @partial(jax.jit, static_argnames=("probe", "at_once"))
+@float32_means_float32("float32")
 def _summed_losses(
     probe: Any, params: Params, piece: Examples, mean: Any, scale: Any, allowed: Array | None, at_once: int
 ) -> Float[Array, "S M"]:

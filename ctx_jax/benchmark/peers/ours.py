@@ -87,9 +87,6 @@ class StaticModel:
 
 def load(folder: str, options: Mapping[str, Any]) -> BertModel | ElmoModel | StaticModel:
     """The folder's model, in the type that is asked for."""
-    if options["dtype"] == "float32":
-        # GPUs multiply float32 in TF32 unless told not to, and PyTorch tells them.
-        jax.config.update("jax_default_matmul_precision", "highest")
     encoder = Encoder.from_pretrained(folder, dtype=options["dtype"])
     if options["static"]:
         return StaticModel(encoder)

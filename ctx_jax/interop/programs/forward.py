@@ -13,6 +13,7 @@ import jax.export  # not an attribute of jax before it is imported
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ctx_jax.compilation import float32_means_float32
 from ctx_jax.errors import InputError, did_you_mean
 from ctx_jax.models.bert import BertConfig, BertWithHeads
 from ctx_jax.models.elmo import ElmoConfig, ElmoForPreTraining
@@ -127,6 +128,7 @@ def require_new(path: str | os.PathLike[str]) -> pathlib.Path:
 def _bert(config: BertConfig, chosen: list[int] | None, heads: tuple[str, ...]) -> Program:
     bound = Bound(lambda rngs: BertWithHeads(config, rngs=rngs))
 
+    @float32_means_float32(config.dtype)
     def function(params: Params, inputs: Named) -> Named:
         model, ids = bound(params), inputs["input_ids"]
         # Given, because an arange of symbolic length does not convert to ONNX.
@@ -159,6 +161,7 @@ def _bert(config: BertConfig, chosen: list[int] | None, heads: tuple[str, ...]) 
 def _elmo(config: ElmoConfig, chosen: list[int] | None) -> Program:
     bound = Bound(lambda rngs: ElmoForPreTraining(config, rngs=rngs))
 
+    @float32_means_float32(config.dtype)
     def function(params: Params, inputs: Named) -> Named:
         encoder = bound(params).encoder
         read, _ = encoder(inputs["char_ids"], inputs["lengths"], all_layers=chosen is not None)
