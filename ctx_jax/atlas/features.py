@@ -130,8 +130,13 @@ def sentence_means(
     numbers = np.array([number for number in numbers if len(sentences[number])], int)
     for window in windows(encoder, [list(sentences[number]) for number in numbers]):
         texts = [list(sentences[number]) for number in numbers[window]]
-        found = encoder.encode(texts, layers=layers, on_too_long="split", stride=stride)
-        yield from zip(numbers[window], word_means(found, [len(words) for words in texts]), strict=True)
+        counts = [len(words) for words in texts]
+        # No names: a window's vectors would stay in memory while the next one's are computed.
+        yield from zip(
+            numbers[window],
+            word_means(encoder.encode(texts, layers=layers, on_too_long="split", stride=stride), counts),
+            strict=True,
+        )
         done(len(window))
 
 
