@@ -45,8 +45,9 @@ class Mask(NamedTuple):
         On a processor XLA makes one kernel of scores, softmax and context, the mask with them, but not where layers
         that are written out share it: that would be laid out for each head, as large as the scores.
         """
-        lowest = np.float32(np.finfo(np.float32).min).view(np.int32)
-        return self._replace(low=jax.lax.bitcast_convert_type(lowest - index.astype(np.int32), jnp.float32))
+        lowest, step = np.finfo(np.float32).min, np.float32(2.0**104)
+        # Not by its bits: ONNX, which models are exported to, has no word for that.
+        return self._replace(low=lowest + index.astype(jnp.float32) * step)
 
 
 def segment_mask(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
