@@ -1,5 +1,7 @@
 """Probes on vectors in which the answer was planted, beside scikit-learn and beside probes trained alone."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -91,6 +93,10 @@ def test_probes_trained_together_are_those_trained_alone(data, kind, of, within)
         said = [np.concatenate(list(predict(*each)), axis=2) for each in
                 ((together, source(*data["test"], of)), (one, alone["test"]))]  # fmt: skip
         np.testing.assert_array_equal(said[0][:, layer], said[1][:, 0])
+    # The last layer's first seed, by itself.
+    single = fit(kind(WIDTH, CLASSES), alone["train"], alone["dev"], dataclasses.replace(training, seeds=1), KEY)
+    for name, leaf in single.params.items():
+        np.testing.assert_allclose(together.params[name][0, -1], leaf[0, 0], atol=within, err_msg=name)
 
 
 def test_pieces_do_not_wait_in_memory(monkeypatch):
