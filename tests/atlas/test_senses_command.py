@@ -78,7 +78,7 @@ def test_a_word_in_a_text(kind, text, tmp_path, capsys, request, no_pictures):
     assert "« Bank »" in shown or "« bank »" in shown
     assert "near: " in shown
     found = from_json(WordSenses, json.loads((out / "senses.json").read_text()))
-    assert (out / "pca-1.svg").read_text() == f"bank: {found.model}, layer 1"
+    assert (out / "pca-1.svg").read_text() == f"bank: {found.model}, layer 1 (PCA)"
     assert (found.model, found.occurrences, found.sentences, len(found.layers)) == ("tiny", 5, 5, 3)
     assert found.maps[0].contexts[2] == "A bank lends money to the « Bank » of the river."
     assert [int(row[0]) for row in rows(shown)] == [0, 1, 2]

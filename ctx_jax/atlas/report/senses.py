@@ -91,6 +91,6 @@ def _map(place: int, model: str, found: SenseMap, layer: str) -> Scatter:
         mine = [point for point, sense in enumerate(found.sense) if sense == at]
         kinds.append((name, [places[point] for point in mine], [found.contexts[point] for point in mine]))
     return Scatter(
-        named("map", place, model, found.word, layer), f"{found.word}: {model}, layer {layer}",
+        named("map", place, model, found.word, layer), f"{found.word}: {model}, layer {layer} ({found.method})",
         f"{found.method}; each point is an occurrence. Hovering shows its context.", kinds,
     )  # fmt: skip
