@@ -25,6 +25,10 @@ from ctx_jax.nn.dropout import seeds_of
 from ctx_jax.nn.linear import PRODUCT, Linear, affine
 
 
+_LOWS = (np.float32(np.finfo(np.float32).min).view(np.int32) - np.arange(256, dtype=np.int32)).view(np.float32)
+"""The lowest float32 and those above it; layers beyond share the last one."""
+
+
 class Mask(NamedTuple):
     """Who may look at whom.
 
@@ -45,9 +49,8 @@ class Mask(NamedTuple):
         On a processor XLA makes one kernel of scores, softmax and context, the mask with them, but not where layers
         that are written out share it: that would be laid out for each head, as large as the scores.
         """
-        lowest, step = np.finfo(np.float32).min, np.float32(2.0**104)
-        # Not by its bits: ONNX, which models are exported to, has no word for that.
-        return self._replace(low=lowest + index.astype(jnp.float32) * step)
+        # Looked up: ONNX, which models are exported to, has no word for a float made of its bits.
+        return self._replace(low=jax.lax.dynamic_index_in_dim(jnp.asarray(_LOWS), index, keepdims=False))
 
 
 def segment_mask(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
