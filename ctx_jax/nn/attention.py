@@ -24,7 +24,6 @@ from ctx_jax.kernels.packed import Heads, heads_of
 from ctx_jax.nn.dropout import seeds_of
 from ctx_jax.nn.linear import PRODUCT, Linear, affine
 
-
 _LOWS = (np.float32(np.finfo(np.float32).min).view(np.int32) - np.arange(256, dtype=np.int32)).view(np.float32)
 """The lowest float32 and those above it; layers beyond share the last one."""
 
