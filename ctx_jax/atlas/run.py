@@ -218,7 +218,7 @@ class _Room:
         give_back_memory()
 
     def _said(self, text: str) -> None:
-        """What is done next."""
+        """What is done next; what was done before leaves holes of other shapes."""
         give_back_memory()
         self.teller.line(f"  {text}")
 

@@ -56,7 +56,7 @@ def elmo_encoder(dtype):
 
 
 def program(dtype):
-    made = forward_program(bert(dtype), heads=())
+    made = forward_program(bert(dtype))
     inputs = {name: jax.ShapeDtypeStruct((2, 16), jnp.int32) for name in made.inputs}
     return jax.jit(made.function).trace(made.parameters, inputs)
 
@@ -100,7 +100,7 @@ def test_probes_too():
     assert {precision for _, precision in products(traced)} == {"HIGHEST, HIGHEST"}
 
 
-def test_a_wrapped_function_keeps_its_name_and_arguments():
+def test_a_wrapped_function_keeps_its_arguments():
     def scaled(x, by):
         return x * by
 
