@@ -10,8 +10,9 @@ masks in the step, PyTorch is given them. Hugging Face's model makes logits of a
 which the last one's loss is fetched; its seconds are divided by their number.
 
 Each side runs in a process of its own, PyTorch with another Python if need be, with as many threads and the same
-setting of malloc. On the processor they take their runs in turn; on a GPU, whose memory each wants, one ends before the
-next begins. A side says on standard error what its runs took; if it fails, its error is kept and the others go on.
+setting of malloc. All compile and take their first step at the same time, and then their runs in turn; a GPU must hold
+them beside one another. A side says on standard error what its runs took; if it fails, its error is kept and the others
+go on.
 
 One JSON line for each type. `masking_share` is what drawing the masks alone takes, many launches in flight, over the
 step; `share_of_peak` the products of our model, forward times 3, a second, over what square products reach here. Then
@@ -21,6 +22,7 @@ the input pipeline alone: how many rows a second the loader gives of a corpus of
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import contextlib
 import datetime
 import json
@@ -307,9 +309,11 @@ def measure(pythons: dict[str, str], settings: dict, repeats: int, steps: int) -
     try:
         for name, python in pythons.items():
             sides.append(Side(name, python, settings))
-        for count in (1, *[steps] * (1 + repeats)):
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            list(pool.map(lambda side: side.run(1), sides))
+        for _ in range(1 + repeats):
             for side in sides:
-                side.run(count)
+                side.run(steps)
         for side in sides:
             print(json.dumps({"side": side.name, "answers": side.answers}), file=sys.stderr, flush=True)
             side.finish()
@@ -377,10 +381,9 @@ def main() -> None:
     pythons = {"ctx_jax": sys.executable, "torch": given.torch_python}
     if given.gathered:
         pythons["torch_gathered"] = given.torch_python
-    groups = [{name: python} for name, python in pythons.items()] if gpu else [pythons]
     mine = {}
     for dtype in given.dtypes:
-        sides = [side for group in groups for side in measure(group, settings | {"dtype": dtype}, given.repeats, steps)]
+        sides = measure(pythons, settings | {"dtype": dtype}, given.repeats, steps)
         about = {"date": datetime.date.today().isoformat(), "dtype": dtype, **settings, "steps_per_run": steps}
         record = about | report(sides)
         print(json.dumps(record), flush=True)

@@ -33,6 +33,12 @@ def rows_of_a_device(rows: int) -> int:
     return -(-rows // math.prod(mesh.shape[axis] for axis in axes()[0]))
 
 
+def heads_of_a_device(heads: int) -> int:
+    """Of so many heads, or columns, on the mesh in context."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return -(-heads // math.prod(mesh.shape[axis] for axis in axes()[1]))
+
+
 def divided(call: Callable[..., Any], inputs: Sequence[str], outputs: Sequence[str]) -> Callable[..., Any]:
     """The call for each device's own part.
 

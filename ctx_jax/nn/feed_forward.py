@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ctx_jax.nn.linear import Linear
+from ctx_jax.nn.linear import Linear, affine
 
 
 def _distribution(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -57,6 +57,32 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 """By name. `gelu_tanh` approximates `gelu` with tanh (Hendrycks and Gimpel 2016)."""
 
 
+def _hopper_takes(x: Float[Array, "*batch K"], linear: Linear) -> bool:
+    """Whether the program may be for a Hopper GPU, whose kernel makes the product and its GELU at once."""
+    if x.ndim != 3 or x.dtype != jnp.bfloat16 or linear.turned:
+        return False
+    from ctx_jax.kernels import hopper_gelu  # by who has a use for it: Pallas takes its time
+
+    return hopper_gelu.fits(x.shape, linear.bias[...].size, x.dtype)
+
+
+@jax.custom_vjp
+def _gelu_of_product(
+    x: Float[Array, "B T K"], kernel: Float[Array, "K M"], bias: Float[Array, "M"]
+) -> Float[Array, "B T M"]:
+    """`gelu` of an affine map; not as one kernel where a gradient wants what the GELU is of."""
+    from ctx_jax.kernels import hopper_gelu
+
+    return jax.lax.platform_dependent(x, kernel, bias, cuda=hopper_gelu.forward, default=_plainly)
+
+
+def _plainly(x: Array, kernel: Array, bias: Array) -> Array:
+    return gelu(affine(x, kernel, bias))
+
+
+_gelu_of_product.defvjp(partial(jax.vjp, _plainly), lambda pull, cotangent: pull(cotangent))
+
+
 class FeedForward(nnx.Module):
     """y = activation(x W₁ + b₁) W₂ + b₂; gated, y = (activation(x W₁ + b₁) · (x V + c)) W₂ + b₂.
 
@@ -79,6 +105,8 @@ class FeedForward(nnx.Module):
         """Applies both maps to the last axis."""
         activation = jax.named_scope("activation")(ACTIVATIONS[self.activation])
         if self.gated_up is None:
+            if self.activation == "gelu" and _hopper_takes(x, self.up):
+                return self.down(_gelu_of_product(x, self.up.kernel[...], self.up.bias[...]))
             return self.down(activation(self.up(x)))
         both = self.gated_up(x)
         return self.down(activation(both[..., 0, :]) * both[..., 1, :])

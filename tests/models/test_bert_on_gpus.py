@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams  # JAX shows it nowhere else yet
 from models.test_bert import SMALL, bound, random_params, rows
 
 from ctx_jax.arrays import Batch
 from ctx_jax.encoder import BertEncoder
-from ctx_jax.kernels import gpu_attention, gpu_norm
+from ctx_jax.kernels import gpu_attention, gpu_norm, hopper_gelu
 from ctx_jax.models.bert import BertWithHeads
 
 LENGTH = 32
@@ -20,16 +21,20 @@ CONFIG = dataclasses.replace(
 )
 
 
+ON_HOPPER = dataclasses.replace(CONFIG, intermediate_size=256)
+"""Wide enough for the kernels of these cards."""
+
+
 @pytest.fixture
 def on_gpus(monkeypatch):
-    """From here on every choice by platform is a GPU's; a list of the kernels that were called."""
+    """From here on every choice by platform is a GPU's, a Hopper's with one core; a list of the kernels called."""
     called = []
 
     def choose(*args, default, **branches):
         return branches.get("cuda", default)(*args)
 
-    def noted(module, name):
-        kernel = functools.partial(getattr(module, name), interpret=True)
+    def noted(module, name, interpret=True):
+        kernel = functools.partial(getattr(module, name), interpret=interpret)
 
         def run(*args, **options):
             called.append(f"{module.__name__.rpartition('.')[2]} {name}")
@@ -42,6 +47,8 @@ def on_gpus(monkeypatch):
         for module in (gpu_attention, gpu_norm):
             for name in ("forward", "backward"):
                 monkeypatch.setattr(module, name, noted(module, name))
+        monkeypatch.setattr(hopper_gelu, "forward", noted(hopper_gelu, "forward", InterpretGPUParams()))
+        monkeypatch.setattr(hopper_gelu, "cores", lambda: 1)
         return called
 
     return switch
@@ -66,12 +73,16 @@ def loss_and_gradients(config, params, batch, weights):
     return float(value), [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(gradients)]
 
 
+def inputs(config):
+    batch: Batch = rows(config, length=LENGTH)
+    seen = (batch.segment_ids > 0).reshape(-1, 1)
+    weights = np.random.default_rng(3).normal(size=(seen.size, config.vocab_size)).astype(np.float32) * seen
+    return random_params(bound(config).shapes, 1), batch, weights
+
+
 @pytest.fixture(scope="module")
 def given():
-    batch: Batch = rows(CONFIG, length=LENGTH)
-    seen = (batch.segment_ids > 0).reshape(-1, 1)
-    weights = np.random.default_rng(3).normal(size=(seen.size, CONFIG.vocab_size)).astype(np.float32) * seen
-    return random_params(bound(CONFIG).shapes, 1), batch, weights
+    return inputs(CONFIG)
 
 
 def error(found, exact):
@@ -79,15 +90,16 @@ def error(found, exact):
     return np.sqrt(np.mean((found - exact) ** 2) / np.mean(exact**2))
 
 
-def test_encoding_is_as_near_as_elsewhere(given, on_gpus):
+@pytest.mark.parametrize("config", [CONFIG, ON_HOPPER], ids=["any", "hopper"])
+def test_encoding_is_as_near_as_elsewhere(config, on_gpus):
     """To float32, by the root of the mean square; nearer where fewer values are rounded on the way."""
-    params, batch, _ = given
+    params, batch, _ = inputs(config)
     seen = batch.segment_ids > 0
-    exact = encode(dataclasses.replace(CONFIG, dtype="float32"), params, batch)[seen]
-    elsewhere = error(encode(CONFIG, params, batch)[seen], exact)
+    exact = encode(dataclasses.replace(config, dtype="float32"), params, batch)[seen]
+    elsewhere = error(encode(config, params, batch)[seen], exact)
     called = on_gpus()
-    assert 0.3 * elsewhere < error(encode(CONFIG, params, batch)[seen], exact) < 1.3 * elsewhere
-    assert set(called) == {"gpu_attention forward"}
+    assert 0.3 * elsewhere < error(encode(config, params, batch)[seen], exact) < 1.3 * elsewhere
+    assert set(called) == {"gpu_attention forward"} | ({"hopper_gelu forward"} if config is ON_HOPPER else set())
 
 
 def test_training_is_as_near_as_elsewhere(given, on_gpus):
@@ -110,21 +122,23 @@ def test_training_is_as_near_as_elsewhere(given, on_gpus):
             assert not ours.any()
 
 
-def test_gradients_without_dropout(given, on_gpus):
+@pytest.mark.parametrize("config", [CONFIG, ON_HOPPER], ids=["any", "hopper"])
+def test_gradients_without_dropout(config, on_gpus):
     """The way of encoding, followed back: what probes and fine-tuning without dropout ask for."""
-    params, batch, weights = given
+    params, batch, weights = inputs(config)
 
-    def gradients(config):
+    def gradients(dtype):
         def loss(params):
-            last = bound(config)(params).encoder(*batch[:4]).last.reshape(-1, config.hidden_size)
+            model = bound(dataclasses.replace(config, dtype=dtype))(params)
+            last = model.encoder(*batch[:4]).last.reshape(-1, config.hidden_size)
             return (last.astype(jnp.float32) * weights[:, : config.hidden_size]).mean()
 
         found = jax.jit(jax.grad(loss))(params)["encoder"]["layers"]
         return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(found)]
 
-    exact, elsewhere = gradients(dataclasses.replace(CONFIG, dtype="float32")), gradients(CONFIG)
+    exact, elsewhere = gradients("float32"), gradients("bfloat16")
     called = on_gpus()
-    for ours, theirs, right in zip(gradients(CONFIG), elsewhere, exact, strict=True):
+    for ours, theirs, right in zip(gradients("bfloat16"), elsewhere, exact, strict=True):
         assert error(ours, right) < 1.5 * error(theirs, right) + 1e-3
     assert "gpu_attention backward" in called
 
@@ -138,9 +152,9 @@ def test_devices_have_rows_of_their_own(given, on_gpus, monkeypatch):
     on_gpus()
     rows, inner = [], gpu_attention._forward
 
-    def one_device(seeds, segment_ids, packed, **options):
+    def one_device(seeds, segment_ids, packed, *bias, **options):
         rows.append(len(packed))
-        return inner(seeds, segment_ids, packed, **options)
+        return inner(seeds, segment_ids, packed, *bias, **options)
 
     monkeypatch.setattr(gpu_attention, "_forward", one_device)
     encoder = BertEncoder(CONFIG, params)
