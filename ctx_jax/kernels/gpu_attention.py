@@ -69,33 +69,17 @@ def forward(
     *,
     heads: Heads,
     rate: float,
-    bias: Float[Array, "G3C"] | None = None,
     interpret: bool = False,
     blocks: Blocks = FORWARD,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B H T"]]:
     """softmax(q kᵀ / √K) v among the tokens of a segment, each weight dropped at `rate`; heads side by side.
 
-    Args:
-      packed: query, key and value.
-      segment_ids: the example of its row that a token belongs to, 0 at padding.
-      seeds: of the rows' noise; not read at a rate of 0.
-      heads: how they lie.
-      rate: of the weights that are dropped.
-      bias: what `packed` still lacks, at a rate of 0. Only queries take it as they are read: a key's changes all
-        scores of a query alike, which no softmax sees, and a value's goes through, as weights sum to 1.
-      interpret: by JAX's own operations.
-      blocks: how scores are cut.
-
     Returns:
-      The context, and for each query the binary logarithm of its sum of 2^score, which `backward` takes; not with a
-      bias, whose scores these are not.
+      The context, and for each query the binary logarithm of its sum of 2^score, which `backward` takes.
     """
-    if bias is not None and rate:
-        raise ValueError(f"found a bias and a rate of {rate}, expected 0: weights that are dropped do not sum to 1")
-    more = () if bias is None else (bias,)
     call = functools.partial(_forward, heads=heads, rate=rate, interpret=interpret, blocks=blocks)
-    run = divided(call, ["bhx", "bt", "bth", *"h" * len(more)], ["bth", "bht"])
-    return run(_seeds(seeds, packed.shape[1], heads), segment_ids, packed, *more)
+    run = divided(call, ["bhx", "bt", "bth"], ["bth", "bht"])
+    return run(_seeds(seeds, packed.shape[1], heads), segment_ids, packed)
 
 
 def backward(
@@ -232,26 +216,15 @@ def _call(
 
 
 def _forward(
-    seeds: Array,
-    segment_ids: Array,
-    packed: Array,
-    *bias: Array,
-    heads: Heads,
-    rate: float,
-    interpret: bool,
-    blocks: Blocks,
+    seeds: Array, segment_ids: Array, packed: Array, *, heads: Heads, rate: float, interpret: bool, blocks: Blocks
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B H T"]]:
     rows, length, columns = packed.shape
     own, other = _block(blocks.own, length), _block(blocks.other, length)
 
-    def kernel(seeds, segments, packed, *others):
-        *bias, out, sums = others
+    def kernel(seeds, segments, packed, out, sums):
         head = _Head(heads, rate, length, seeds, segments, packed)
         queries = pl.ds(pl.program_id(0) * own, own)
         query, segment = head.vectors(queries, 0), head.segments(queries)[:, None]
-        of_part = lambda part: bias[0][head.columns(part)].astype(jnp.float32)[None, :]
-        if bias:
-            query = (query.astype(jnp.float32) + of_part(0)).astype(packed.dtype)
         # A query without any key looks at all alike.
         low = jnp.where(segment == 0, 0.0, _LOW)
 
@@ -268,13 +241,11 @@ def _forward(
 
         start = jnp.zeros((own, heads.width)), jnp.full(own, _LOWEST_YET), jnp.zeros(own)
         context, most, total = _steps(length, other, look, start)
-        context = context * (1.0 / (total * (1.0 - rate)))[:, None]
-        out[queries, head.columns(0, 1)] = (context + of_part(2) if bias else context).astype(out.dtype)
+        out[queries, head.columns(0, 1)] = (context * (1.0 / (total * (1.0 - rate)))[:, None]).astype(out.dtype)
         sums[queries] = most + jnp.log2(total)
 
     count = columns // (3 * heads.width)
     inputs = [(seeds, _of_head(4)), (segment_ids, _of_row), (packed, _whole(columns))]
-    inputs += [(each, lambda length: pl.BlockSpec((columns,), lambda i, h, b: (0,))) for each in bias]
     outputs = [
         (jax.ShapeDtypeStruct((rows, length, columns // 3), packed.dtype), _whole(columns // 3)),
         (jax.ShapeDtypeStruct((rows, count, length), jnp.float32), _of_head()),

@@ -1,8 +1,9 @@
 """gelu(x w + bias) as one kernel on NVIDIA's Hopper GPUs (H100, H200), by Pallas for Mosaic.
 
-XLA makes two of it: cuBLAS writes the product, and a pass of XLA's reads it and writes it again, four fifths as long as
-the product on an H100 with BERT-base's sizes. Here the product's tiles get bias and GELU in the registers that they were
-summed up in. One warpgroup of a core moves operands from memory into a ring in shared memory, two multiply.
+XLA makes two of it: cuBLAS writes the product, and a pass of XLA's reads it and writes it again, which takes three
+quarters as long as the product on an H100 with BERT-base's sizes. Here the product's tiles get bias and GELU in the
+registers that they were summed up in: 285 µs instead of 370. One warpgroup of a core moves operands from memory into a
+ring in shared memory, two multiply.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def forward(
 
 
 def gelu(x: Float[Array, "*N"]) -> Float[Array, "*N"]:
-    """x Φ(x) by few operations: erf's quotient of two polynomials takes twice as long."""
+    """The exact x Φ(x), as `nn.feed_forward.gelu`, by fewer operations than erf's quotient of two polynomials."""
     square = jnp.minimum(x * x, _SATURATED)
     slope = jnp.full_like(x, -_ODDS[-1])
     for coefficient in reversed(_ODDS[:-1]):
@@ -133,9 +134,7 @@ def _forward(
     return call(x.reshape(-1, inputs), kernel, bias).reshape(rows, length, outputs)
 
 
-def _body(
-    x: Any, kernel: Any, bias: Any, out: Any, *, tiles: tuple[int, int], steps: int, blocks: Blocks
-) -> None:
+def _body(x: Any, kernel: Any, bias: Any, out: Any, *, tiles: tuple[int, int], steps: int, blocks: Blocks) -> None:
     high, wide = blocks.written
     in_shared = lambda bytes_: (mosaic_gpu.TilingTransform((8, bytes_ // 2)), mosaic_gpu.SwizzleTransform(bytes_))
     pieces = list(itertools.product(range(0, blocks.rows, high), range(0, blocks.columns, wide)))

@@ -301,27 +301,20 @@ packed_attention.defvjp(_packed_forward, _packed_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gpu_attention(
-    heads: Heads, packed: Float[Array, "B T G3C"], bias: Float[Array, "G3C"], mask: Mask
-) -> Float[Array, "B T D"]:
-    """`packed_attention` of packed + bias without dropout, by the GPU's kernels alone: where no other device asks, none
-    is traced.
-    """
-    none = jnp.zeros((packed.shape[0], 2), jnp.uint32)
-    return _kernels()[1].forward(packed, mask.segment_ids, none, heads=heads, rate=0.0, bias=bias)[0]
+def _gpu_attention(heads: Heads, packed: Float[Array, "B T G3C"], mask: Mask) -> Float[Array, "B T D"]:
+    """`packed_attention` without dropout by the GPU's kernels alone: where no other device asks, none is traced."""
+    return _gpu_forward(heads, packed, mask)[0]
 
 
-def _gpu_forward(heads, packed, bias, mask):
-    packed = packed + bias.astype(packed.dtype).reshape(1, 1, -1)
+def _gpu_forward(heads, packed, mask):
     none = jnp.zeros((packed.shape[0], 2), jnp.uint32)
     context, sums = _kernels()[1].forward(packed, mask.segment_ids, none, heads=heads, rate=0.0)
-    return context, (packed, bias, mask, none, context, sums)
+    return context, (packed, mask, none, context, sums)
 
 
 def _gpu_backward(heads, residuals, cotangent):
-    packed, bias, mask, *others = residuals
-    gradient = _kernels()[1].backward(packed, mask.segment_ids, *others, cotangent, heads=heads, rate=0.0)
-    return gradient, gradient.astype(jnp.float32).sum((0, 1)).astype(bias.dtype), None
+    packed, mask, *others = residuals
+    return _kernels()[1].backward(packed, mask.segment_ids, *others, cotangent, heads=heads, rate=0.0), None
 
 
 _gpu_attention.defvjp(_gpu_forward, _gpu_backward)
@@ -377,9 +370,9 @@ class SelfAttention(nnx.Module):
     def _by_kernel(self, heads: Heads, x: Float[Array, "B T D"], mask: Mask) -> Float[Array, "B T D"]:
         """The context; query, key and value are one group as they lie."""
         with jax.named_scope("projections"):
-            packed = self.qkv(x, biased=False).reshape(*x.shape[:2], -1)
+            packed = self.qkv(x, written=True).reshape(*x.shape[:2], -1)
         with jax.named_scope("attention"):
-            return _gpu_attention(heads, packed, self.qkv.bias[...].reshape(-1), mask)
+            return _gpu_attention(heads, packed, mask)
 
     def _in_training(self, x: Float[Array, "B T D"], mask: Mask, keys: Key[Array, "B"]) -> Float[Array, "B T D"]:
         """The context; query, key and value are packed by moving the kernel's columns, not the vectors."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -51,29 +51,26 @@ def _input_gradient(dy: Array, w: Array) -> Array:
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _affine(
-    x: Float[Array, "N K"], w: Float[Array, "K M"], bias: Float[Array, "M"] | None
+    x: Float[Array, "N K"], w: Float[Array, "K M"], bias: Float[Array, "M"], written: bool
 ) -> Float[Array, "N M"]:
     """X @ w + bias in float32, on GPUs of a product in x's type: XLA would write it in float32 and read it again.
 
-    There what reads the product adds the bias. cuBLAS could, which made products up to an eighth slower on an H100.
+    There what reads the product adds the bias, or cuBLAS does before it is `written`: where it is kept for a gradient,
+    or no fusion reads it. That makes the product slower, by less than a pass of its own would take.
     """
-    return _added(x, w, bias, lambda y, bias: y.astype(jnp.float32) + bias)
+    plain = lambda x, w, bias: matmul(x, w) + bias.reshape(1, -1)
 
+    def on_gpu(x, w, bias):
+        y = _rounded(x, w.astype(x.dtype), (0,))
+        if written:
+            return (y + bias.astype(x.dtype).reshape(1, -1)).astype(jnp.float32)
+        return y.astype(jnp.float32) + bias.reshape(1, -1)
 
-def _added(x: Array, w: Array, bias: Array | None, on_gpu: Callable[[Array, Array], Array]) -> Array:
-    """The sum; `on_gpu` makes it of a product in x's type and the bias."""
-    if bias is None:
-        plain, rounded = matmul, lambda x, w: _rounded(x, w.astype(x.dtype), (0,)).astype(jnp.float32)
-        operands = x, w
-    else:
-        plain = lambda x, w, bias: matmul(x, w) + bias.reshape(1, -1)
-        rounded = lambda x, w, bias: on_gpu(_rounded(x, w.astype(x.dtype), (0,)), bias.reshape(1, -1))
-        operands = x, w, bias
     if x.dtype != jnp.bfloat16:
-        return plain(*operands)
-    return jax.lax.platform_dependent(*operands, cuda=rounded, default=plain)
+        return plain(x, w, bias)
+    return jax.lax.platform_dependent(x, w, bias, cuda=on_gpu, default=plain)
 
 
 def _rounded(x: Array, w: Array, axis: tuple[int]) -> Array:
@@ -81,18 +78,12 @@ def _rounded(x: Array, w: Array, axis: tuple[int]) -> Array:
     return jax.lax.dot_general(x, w, (((x.ndim - 1,), axis), ((), ())), preferred_element_type=x.dtype)
 
 
-def _affine_forward(x, w, bias):
-    # Kept for the gradient, the sum goes to memory: then cuBLAS adds the bias for less than a pass of its own takes.
-    y = _added(x, w, bias, lambda y, bias: (y + bias.astype(y.dtype)).astype(jnp.float32))
-    return y, (x, w, bias)
+def _affine_backward(written, residuals, dy):
+    del written
+    return *_matmul_backward(residuals, dy), dy.sum(0)
 
 
-def _affine_backward(residuals, dy):
-    x, w, bias = residuals
-    return *_matmul_backward((x, w), dy), None if bias is None else dy.sum(0)
-
-
-_affine.defvjp(_affine_forward, _affine_backward)
+_affine.defvjp(lambda x, w, bias, written: (_affine(x, w, bias, True), (x, w)), _affine_backward)
 
 
 def truncated_normal(rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float) -> Array:
@@ -103,28 +94,29 @@ def truncated_normal(rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float) -> A
 def affine(
     x: Float[Array, "*batch K"],
     kernel: Float[Array, "K M"],
-    bias: Float[Array, "M"] | None,
+    bias: Float[Array, "M"],
     *,
     factors: Float[Array, "M"] | None = None,
     dtype: DTypeLike | None = None,
     turned: bool = False,
+    written: bool = False,
 ) -> Float[Array, "*batch M"]:
     """The affine map x @ kernel + bias over the last axis.
 
     Args:
       x: vectors.
       kernel: [M, K] if it is `turned`.
-      bias: of the result; None adds none.
+      bias: of the result.
       factors: of the result, before it is rounded.
       dtype: of the result; None is x's.
       turned: see `Linear`.
+      written: the result goes to memory as it is, see `_affine`.
     """
     rows = x.reshape(-1, x.shape[-1])
     if turned:
-        y = _dot(rows, kernel.astype(x.dtype), ((1,), (1,)))
-        y = y if bias is None else y + bias.reshape(1, -1)
+        y = _dot(rows, kernel.astype(x.dtype), ((1,), (1,))) + bias.reshape(1, -1)
     else:
-        y = _affine(rows, kernel, bias)
+        y = _affine(rows, kernel, bias, written)
     if factors is not None:
         y = y * factors.reshape(1, -1)
     return checkpoint_name(y.astype(dtype or x.dtype).reshape(*x.shape[:-1], -1), PRODUCT)
@@ -152,11 +144,10 @@ class Linear(nnx.Module):
         *,
         factors: Float[Array, "*M"] | None = None,
         dtype: DTypeLike | None = None,
-        biased: bool = True,
-    ) -> Float[Array, "*batch *M"]:
-        """Applies the map to the last axis, without its bias if it is not `biased`; the others are `affine`'s."""
+        written: bool = False,
+    ) -> Float[Array, "*batch M"]:
+        """Applies the map to the last axis; the others are `affine`'s."""
         kernel, bias = self.kernel[...], self.bias[...]
         kernel = kernel if self.turned else kernel.reshape(kernel.shape[0], -1)
-        added = bias.reshape(-1) if biased else None
-        y = affine(x, kernel, added, factors=factors, dtype=dtype, turned=self.turned)
+        y = affine(x, kernel, bias.reshape(-1), factors=factors, dtype=dtype, turned=self.turned, written=written)
         return y.reshape(*x.shape[:-1], *bias.shape)

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ctx_jax.errors import InputError
-from ctx_jax.text.tokenizer import Layout, Pieces, Specials, Tokenizer
+from ctx_jax.text.tokenizer import Layout, Pieces, Tokenizer
 from ctx_jax.text.vocabulary import check_text
 
 _CHARACTERS = 64
@@ -87,7 +87,7 @@ def model_inputs(
     if pairs is not None and len(pairs) != len(texts):
         raise InputError(f"pairs: found {len(pairs)}, expected one for each of the {len(texts)} texts")
 
-    form = (tokenizer.specials, tokenizer.layout)
+    form = _Form(_special(tokenizer.specials.cls), _special(tokenizer.specials.sep), tokenizer.layout)
     split = partial(_beginnings, tokenizer, max_length) if on_too_long == "truncate" else tokenizer.encode_batch
     firsts = split(texts)
     try:
@@ -166,14 +166,23 @@ def _part(pieces: Pieces, start: int, stop: int) -> Pieces:
     return Pieces(*(field[start:stop] for field in pieces))
 
 
-def _row(form: tuple[Specials, Layout], first: Pieces, second: Pieces | None, text: int, start: int) -> Inputs:
-    specials, layout = form
-    cls, sep = (
-        Pieces(np.array([index], np.int32), np.zeros((1, 2), np.int32), np.array([-1], np.int32))
-        for index in (specials.cls, specials.sep)
-    )
+class _Form(NamedTuple):
+    """What stands around pieces."""
+
+    cls: Pieces
+    sep: Pieces
+    layout: Layout
+
+
+def _special(index: int) -> Pieces:
+    return Pieces(np.array([index], np.int32), np.zeros((1, 2), np.int32), np.array([-1], np.int32))
+
+
+def _row(form: _Form, first: Pieces, second: Pieces | None, text: int, start: int) -> Inputs:
+    cls, sep, layout = form
     parts = [cls, first, sep] + ([] if second is None else [sep] * (layout.separators - 1) + [second, sep])
     ids, offsets, words = (np.concatenate(field) for field in zip(*parts, strict=True))
-    behind = 0 if second is None else len(second.ids) + 1
-    types = np.repeat(np.array([0, layout.second_type], np.int32), [len(ids) - behind, behind])
+    types = np.zeros(len(ids), np.int32)
+    if second is not None:
+        types[-len(second.ids) - 1 :] = layout.second_type
     return Inputs(ids, types, words < 0, offsets, words, text, start)

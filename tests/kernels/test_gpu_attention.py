@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from kernels import test_tpu_attention
 from kernels.test_tpu_attention import compare, plain
@@ -50,24 +49,6 @@ def test_heads_may_lie_as_one_group():
     """As the projection leaves them: all queries, all keys, all values."""
     given = inputs(2, 4, 32, 32)
     compare(kernels(Heads(4, 32, 4), 0.1, *given), plain(Heads(4, 32, 4), 0.1, *given), 2e-6)
-
-
-@pytest.mark.parametrize("together", [1, 4])
-def test_a_bias_is_added_as_it_is_read(together):
-    """Of queries and values; that of the keys, in which no weight's share changes, is left out."""
-    heads = Heads(4, 32, together)
-    packed, _, segments, seeds = inputs(8, 4, 48, 32)
-    bias = jax.random.normal(jax.random.key(0), packed.shape[2:])
-    mask = attention.attention_mask(segments)
-    expected = attention._plainly_packed(heads, 0.0, packed + bias.reshape(1, 1, -1), mask, seeds)
-    options = {"heads": heads, "rate": 0.0, "interpret": True, "blocks": BLOCKS}
-    forward = jax.jit(functools.partial(gpu_attention.forward, **options))
-    found, _ = forward(packed, segments, seeds, bias=bias)
-    np.testing.assert_allclose(found, expected, atol=2e-6)
-    with jax.set_mesh(make_mesh(MeshShape(2 * together, 1, 4 // together))):
-        np.testing.assert_allclose(forward(packed, segments, seeds, bias=bias)[0], expected, atol=2e-6)
-    with pytest.raises(ValueError, match=r"found a bias and a rate of 0\.1, expected 0"):
-        gpu_attention.forward(packed, segments, seeds, bias=bias, **options | {"rate": 0.1})
 
 
 def test_bfloat16():

@@ -18,7 +18,7 @@ interpreted = functools.partial(hopper_gelu.forward, interpret=InterpretGPUParam
 
 def inputs(rows, length, width, outputs, seed=0):
     rng = np.random.default_rng(seed)
-    x, kernel, bias = rng.normal(size=(rows, length, width)), rng.normal(size=(width, outputs)), rng.normal(size=outputs)
+    x, kernel, bias = (rng.normal(size=shape) for shape in ((rows, length, width), (width, outputs), (outputs,)))
     return jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel * width**-0.5, jnp.float32), jnp.asarray(bias, jnp.float32)
 
 

@@ -152,9 +152,9 @@ def test_devices_have_rows_of_their_own(given, on_gpus, monkeypatch):
     on_gpus()
     rows, inner = [], gpu_attention._forward
 
-    def one_device(seeds, segment_ids, packed, *bias, **options):
+    def one_device(seeds, segment_ids, packed, **options):
         rows.append(len(packed))
-        return inner(seeds, segment_ids, packed, *bias, **options)
+        return inner(seeds, segment_ids, packed, **options)
 
     monkeypatch.setattr(gpu_attention, "_forward", one_device)
     encoder = BertEncoder(CONFIG, params)

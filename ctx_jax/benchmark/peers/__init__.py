@@ -44,12 +44,7 @@ PEERS: dict[str, Peer] = {
     peer.name: peer
     for peer in (
         Peer("transformers", _HERE / "hugging_face.py", ("torch", "transformers")),
-        Peer(
-            "torch-compile",
-            _HERE / "torch_compiled.py",
-            ("torch", "transformers"),
-            {"texts": "compiles anew for each shape, and texts have many"},
-        ),
+        Peer("torch-compile", _HERE / "torch_compiled.py", ("torch", "transformers")),
         Peer(
             "onnxruntime",
             _HERE / "onnx_runtime.py",
