@@ -1,10 +1,10 @@
 """What the kernels for NVIDIA's GPUs take, by the blocks they cut, and BERT-base with them; a JSON line for each.
 
-python scripts/measure_gpu.py [attention] [norms] [forward] [step]
+python scripts/measure_gpu.py [attention] [norms] [gelu] [forward] [step]
 
-`attention` and `norms`: each kernel of ctx_jax.kernels.gpu_*, at shapes of BERT-base with 32,768 tokens, beside
-cuDNN's attention, which has no dropout here. `forward` and `step`: the encoder and a step of masked LM, time by
-kernel, share of what square products reach on this card. Times are the best of three rounds of launches in flight.
+`attention`, `norms` and `gelu`: each kernel of ctx_jax.kernels for GPUs, at shapes of BERT-base with 32,768 tokens,
+beside cuDNN's attention, which has no dropout here, and the product and its GELU as XLA has them. `forward` and `step`:
+the encoder and a step of masked LM, time by kernel, share of what square products reach on this card. Times are the best of three rounds of launches in flight.
 """
 
 import argparse
@@ -32,9 +32,11 @@ from ctx_jax.experiment.cost import step_cost
 from ctx_jax.flops.architectures import encoder_cost
 from ctx_jax.flops.devices import measured_peak
 from ctx_jax.interop.run_folder import bound_model
-from ctx_jax.kernels import gpu_attention, gpu_norm
+from ctx_jax.kernels import gpu_attention, gpu_norm, hopper_gelu
 from ctx_jax.kernels.packed import heads_of
 from ctx_jax.models.bert import BertConfig
+from ctx_jax.nn import feed_forward
+from ctx_jax.nn.linear import affine
 from ctx_jax.objectives.masking import Vocabulary
 from ctx_jax.objectives.mlm import MaskedLM
 from ctx_jax.train.optimizer import Optimizer
@@ -46,6 +48,7 @@ FORWARD = ((128, 64, 4, 3), (128, 64, 4, 2), (64, 64, 4, 3), (64, 32, 4, 3), (64
 BACKWARD = ((64, 64, 4, 2), (64, 64, 4, 3), (64, 32, 4, 3), (32, 64, 4, 2), (128, 64, 8, 2))
 NORM_FORWARD = ((32, 4, 1), (64, 4, 1), (32, 8, 1), (16, 4, 1))
 NORM_BACKWARD = ((32, 4, 32), (32, 1, 16), (16, 4, 32), (32, 4, 64), (32, 8, 32))
+GELU = ((128, 128, 64, 8, (128, 32)), (128, 128, 64, 8, (64, 64)), (128, 128, 64, 4, (128, 32)))
 
 Record = dict[str, Any]
 
@@ -86,8 +89,9 @@ def random(rng: np.random.Generator, *shape: int) -> jax.Array:
 
 def tried(what: str, run: Callable[..., Any], args: tuple[Any, ...], **about: Any) -> Record:
     """What one variant takes; a variant that the card cannot have is no reason to stop."""
+    program = jax.jit(run, compiler_options=options_for(jax.devices()[0]))
     try:
-        return {"what": what, **about, "us": round(1e6 * seconds(functools.partial(jax.jit(run), *args)), 1)}
+        return {"what": what, **about, "us": round(1e6 * seconds(functools.partial(program, *args)), 1)}
     except jax.errors.JaxRuntimeError as error:
         return {"what": what, **about, "error": str(error).splitlines()[0][:200]}
 
@@ -141,6 +145,19 @@ def norms() -> Iterator[Record]:
             yield tried(what, one, args, blocks=blocks, rows=rows, length=length)
 
 
+def gelu() -> Iterator[Record]:
+    rng, (rows, length) = np.random.default_rng(0), SHAPES[0]
+    args = random(rng, rows, length, 768), random(rng, 768, 3072), random(rng, 3072)
+    about: Record = {"rows": rows, "length": length}
+    for blocks in GELU:
+        one = functools.partial(hopper_gelu.forward, blocks=hopper_gelu.Blocks(*blocks))
+        yield tried("gelu of a product", one, args, blocks=blocks, **about)
+    by_xla = lambda x, kernel, bias: feed_forward.gelu(affine(x, kernel, bias))
+    yield tried("gelu of a product, by XLA and cuBLAS", by_xla, args, **about)
+    product = lambda x, kernel, bias: affine(x, kernel, bias, written=True)
+    yield tried("product and bias, by cuBLAS", product, args, **about)
+
+
 def whole(what: str, run: Callable[[], Any], flops: float, **about: Any) -> Record:
     """A model's run, the peak beside it."""
     taken, peak = seconds(run, 10), measured_peak().bfloat16_flops_per_s
@@ -188,7 +205,7 @@ def step() -> Iterator[Record]:
 
 
 def main() -> None:
-    every = {function.__name__: function for function in (attention, norms, forward, step)}
+    every = {function.__name__: function for function in (attention, norms, gelu, forward, step)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", nargs="*", help=", ".join(every))
     given = parser.parse_args()
