@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from tqdm import tqdm
 
@@ -47,6 +47,7 @@ def bench(
     *,
     pool: Pool | None = None,
     show_progress: bool = False,
+    say: Callable[[str], object] = lambda line: None,
 ) -> Iterator[Race]:
     """Races, each as soon as it is run: by type, then by shape, then by model.
 
@@ -59,6 +60,7 @@ def bench(
       setting: of all runs.
       pool: of the vectors of rows, before they are fetched; texts are pooled anyway.
       show_progress: a bar on standard error, with the time left.
+      say: is told who has started, in words.
 
     Raises:
       InputError: a model cannot do the work; before anything is run.
@@ -79,9 +81,8 @@ def bench(
                 for subject, what in planned:
                     bar.set_description(f"{subject.name} {dtype}")
                     able, left_out = _able(subject, what, dtype, peers, missing)
-                    yield race(
-                        subject, what, dtype, able, setting, what.inputs.parent, left_out=left_out, done=bar.update
-                    )
+                    where, told = what.inputs.parent, {"done": bar.update, "say": say}
+                    yield race(subject, what, dtype, able, setting, where, left_out=left_out, **told)
 
 
 def _able(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
 import pathlib
@@ -24,6 +25,8 @@ BOUND = {"float32": 1e-4, "bfloat16": 0.1}
 """Of the largest difference beside the largest value, by type: beyond it a peer computes something else."""
 WARM_UP = 2
 """Runs after the first that do not count."""
+CORES_TO_START = 4
+"""For each peer: where there are so many, all start at once, which on a GPU is most of the time that a race takes."""
 REST_S = 0.02
 """Before each run: the threads of the process that ran before may look out for more work a while."""
 
@@ -130,6 +133,7 @@ def race(
     *,
     left_out: Sequence[Row] = (),
     done: Callable[[int], object] = lambda count: None,
+    say: Callable[[str], object] = lambda line: None,
 ) -> Race:
     """Measures one piece of work.
 
@@ -142,27 +146,41 @@ def race(
       folder: for outputs.
       left_out: rows of those who do not run.
       done: is told 1 after every round, of which there are `setting.repeats`.
+      say: is told who has started, in words.
     """
     rows: dict[str, Row] = {}
     runners: dict[str, _Runner] = {}
-    peak = None
+    peak, ours = None, None
     with contextlib.ExitStack() as stack:
-        for peer in (setting.ours, *peers):
-            ours = runners.get(setting.ours.name)
+
+        def start(peer: Peer) -> _Runner | Died:
             try:
                 runner = _start(peer, subject, work, dtype, setting, folder, ours, stack)
             except Died as error:
-                rows[peer.name] = Row(peer.name, "failed", str(error))
+                say(f"{subject.name}: {peer.name} ended")
+                return error
+            say(f"{subject.name}: {peer.name} had its first result after {runner.start_s:.1f} s")
+            return runner
+
+        started = {setting.ours.name: start(setting.ours)}
+        if isinstance(started[setting.ours.name], _Runner):
+            ours = started[setting.ours.name]
+        at_once = len(peers) if setting.threads >= CORES_TO_START * len(peers) else 1
+        with concurrent.futures.ThreadPoolExecutor(max(at_once, 1)) as pool:
+            started |= zip((peer.name for peer in peers), pool.map(start, peers), strict=True)
+        for name, runner in started.items():
+            if isinstance(runner, Died):
+                rows[name] = Row(name, "failed", str(runner))
                 continue
-            if ours is not None:
+            if ours is not None and runner is not ours:
                 runner.difference = relative_difference(runner.output, ours.output, work.mask)
                 if not runner.difference <= BOUND[dtype]:
                     note = f"outputs differ by {runner.difference:.1e}, expected {BOUND[dtype]:g} at most"
                     about, difference = runner.worker.about, runner.difference
-                    rows[peer.name] = Row(peer.name, "differs", note, difference=difference, about=about)
+                    rows[name] = Row(name, "differs", note, difference=difference, about=about)
                     runner.worker.close()
                     continue
-            runners[peer.name] = runner
+            runners[name] = runner
         for _ in range(WARM_UP):
             _turn(runners, rows)
         for _ in range(setting.repeats):
@@ -208,7 +226,7 @@ def _start(
     worker.load(subject.folder, options, work.inputs, work.pool)
     first = worker.run()
     start = time.perf_counter() - worker.started
-    out = folder / "output.npy"
+    out = folder / f"{peer.name}.npy"
     worker.run(out)
     return _Runner(worker, start, first, np.load(out))
 

@@ -1,6 +1,7 @@
 """`ctx-jax bench`: how fast a model is, beside its peers."""
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -61,6 +62,7 @@ class Bench:
 def bench(command: Bench) -> int:
     """Bench"""
     import jax
+    from tqdm import tqdm
 
     from ctx_jax.benchmark import report
     from ctx_jax.benchmark.bench import bench as run
@@ -90,7 +92,10 @@ def bench(command: Bench) -> int:
         peers, missing = find_peers(command.peers, command.peer_python)
         work = lines or _shapes(command, subjects)
         show = sys.stderr.isatty()
-        found = run(subjects, work, command.dtype, peers, missing, setting, pool=command.pool, show_progress=show)
+        say = functools.partial(tqdm.write, file=sys.stderr)
+        found = run(
+            subjects, work, command.dtype, peers, missing, setting, pool=command.pool, show_progress=show, say=say
+        )
         for race in found:
             if not command.json:
                 same = races and report.title(races[-1]) == report.title(race)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,6 +39,36 @@ def test_everybody_runs_in_turn(subject, work, setting, make_peer, log, tmp_path
     assert not report.failed([found])
 
 
+MEETING = """
+import time
+
+alone = load
+
+
+def load(folder, options):
+    (pathlib.Path(folder) / "{name} is here").touch()
+    end = time.monotonic() + 20
+    while not (pathlib.Path(folder) / "{other} is here").exists():
+        if time.monotonic() > end:
+            sys.exit("nobody came")
+        time.sleep(0.01)
+    return alone(folder, options)
+"""
+
+
+def test_with_cores_for_all_peers_start_at_once(subject, work, setting, make_peer, tmp_path):
+    """Each of two waits for the other before it has loaded; somebody is told who has started."""
+    peers, said = [make_peer("one"), make_peer("two", runs=2)], []
+    for peer, other in zip(peers, ("two", "one"), strict=True):
+        peer.file.write_text(peer.file.read_text() + MEETING.format(name=peer.name, other=other))
+    ours, one, two = race(subject, work, "float32", peers, replace(setting, threads=8), tmp_path, say=said.append).rows
+    assert (ours.status, one.status, two.status) == ("measured", "measured", "failed")
+    assert said[0].startswith("tiny: ours had its first result after ")
+    assert sorted(line.split(" after ")[0] for line in said[1:]) == [
+        f"tiny: {x} had its first result" for x in ("one", "two")
+    ]
+
+
 def test_other_outputs_have_no_ratio(subject, work, setting, make_peer, log, tmp_path):
     found = race(subject, work, "float32", [make_peer("other", scale=1.01), make_peer("same")], setting, tmp_path)
     _, other, same = found.rows
@@ -57,7 +88,7 @@ def test_means_of_rows_are_compared_as_they_are(subject, setting, make_peer, tmp
     work = rows(subject, Shape(3, 5), tmp_path, "mean")
     assert work.mask is None
     found = race(subject, work, "float32", [make_peer("other", scale=1.01), make_peer("same")], setting, tmp_path)
-    assert np.load(tmp_path / "output.npy").shape == (3, 8), "one vector a row"
+    assert np.load(tmp_path / "ours.npy").shape == (3, 8), "one vector a row"
     _, other, same = found.rows
     assert (other.status, same.status, same.difference) == ("differs", "measured", 0)
     assert report.title(found) == "3 × 5, float32, mean of each row"
