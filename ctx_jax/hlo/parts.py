@@ -17,6 +17,8 @@ from ctx_jax.hlo.text import Instruction, Module
 OTHER = "other"
 """Operations outside every scope."""
 PRODUCTS = frozenset(("dot", "convolution"))
+MOSAIC = "mpmd_map"
+"""A kernel's equation, in which JAX opens a scope of the kernel's own name: no part of the model."""
 NO_WORK = frozenset(("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "broadcast"))
 
 
@@ -34,7 +36,11 @@ def scopes(path: str) -> Iterator[str]:
 def all_scopes(jaxpr: Any) -> Iterator[str]:
     """Names of the scopes that a function opened, from its jaxpr."""
     for equation in open_jaxpr(jaxpr).eqns:
-        yield from scopes(str(equation.source_info.name_stack))
+        names = list(scopes(str(equation.source_info.name_stack)))
+        if equation.primitive.name == MOSAIC:
+            yield from names[:-1]
+            continue
+        yield from names
         for inner in inner_jaxprs(equation.params.values()):
             yield from all_scopes(inner)
 

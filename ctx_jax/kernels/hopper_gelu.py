@@ -22,6 +22,8 @@ from jaxtyping import Array, Float
 
 from ctx_jax.kernels.division import divided, divides, heads_of_a_device, rows_of_a_device
 
+NAME = "gelu_of_product"
+"""Of the kernel, and of a scope that JAX opens for it."""
 _HOPPER = re.compile(r"\bG?H(100|200|800|20)\b")
 _MULTIPLIERS = 2
 """Warpgroups that multiply; they share a tile of x, and each has its own columns."""
@@ -119,6 +121,7 @@ def _forward(
     tiles = rows * length // blocks.rows, outputs // wide
     steps = inputs // blocks.depth
     body = functools.partial(_body, tiles=tiles, steps=steps, blocks=blocks)
+    body.__name__ = NAME
     call = mosaic_gpu.kernel(
         body,
         out_type=jax.ShapeDtypeStruct((rows * length, outputs), x.dtype),

@@ -9,6 +9,7 @@ import pytest
 from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams  # JAX shows it nowhere else yet
 from scipy.special import ndtr
 
+from ctx_jax.hlo.parts import all_scopes
 from ctx_jax.kernels import hopper_gelu
 from ctx_jax.sharding import MeshShape, make_mesh
 
@@ -74,6 +75,12 @@ def test_every_device_has_its_own_part(on_hopper, monkeypatch):
         assert not hopper_gelu.fits((8, 64, 64), 1024, jnp.bfloat16)  # two tiles each, for three cores
         same(jax.jit(hopper_gelu.forward)(*given), exactly(*given))
     assert set(parts) == {((2, 64, 64), (64, 512), (512,))}
+
+
+def test_it_is_a_part_of_whatever_calls_it(on_hopper):
+    """What time it takes is the feed-forward's; its own name is no part of a model."""
+    call = jax.named_scope("feed-forward")(hopper_gelu.forward)
+    assert set(all_scopes(jax.make_jaxpr(call)(*inputs(8, 64, 128, 512)))) == {"feed-forward"}
 
 
 def test_what_fits(monkeypatch):
