@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu
 from jaxtyping import Array, Float
 
 from ctx_jax.kernels.division import divided, divides, heads_of_a_device, rows_of_a_device
@@ -100,12 +98,12 @@ def forward(
       interpret: how to run it elsewhere.
       blocks: how the product is cut.
     """
-    call = functools.partial(_forward, grid=cores() or 4, interpret=interpret, blocks=blocks)
+    call = functools.partial(_forward, grid=cores(), interpret=interpret, blocks=blocks)
     return divided(call, ["btk", "kh", "h"], ["bth"])(x, kernel.astype(x.dtype), bias.astype(x.dtype))
 
 
 def gelu(x: Float[Array, "*N"]) -> Float[Array, "*N"]:
-    """The exact x Φ(x), as `nn.feed_forward.gelu`, by fewer operations than erf's quotient of two polynomials."""
+    """X Φ(x) to 4e-4 of its value, by fewer operations than erf's quotient of two polynomials."""
     square = jnp.minimum(x * x, _SATURATED)
     slope = jnp.full_like(x, -_ODDS[-1])
     for coefficient in reversed(_ODDS[:-1]):
@@ -116,6 +114,8 @@ def gelu(x: Float[Array, "*N"]) -> Float[Array, "*N"]:
 def _forward(
     x: Array, kernel: Array, bias: Array, *, grid: int, interpret: Any, blocks: Blocks
 ) -> Float[Array, "B T M"]:
+    from jax.experimental.pallas import mosaic_gpu  # half a second, for those alone who have such a GPU
+
     (rows, length, inputs), outputs = x.shape, kernel.shape[1]
     wide = _MULTIPLIERS * blocks.columns
     tiles = rows * length // blocks.rows, outputs // wide
@@ -138,6 +138,9 @@ def _forward(
 
 
 def _body(x: Any, kernel: Any, bias: Any, out: Any, *, tiles: tuple[int, int], steps: int, blocks: Blocks) -> None:
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import mosaic_gpu
+
     high, wide = blocks.written
     in_shared = lambda bytes_: (mosaic_gpu.TilingTransform((8, bytes_ // 2)), mosaic_gpu.SwizzleTransform(bytes_))
     pieces = list(itertools.product(range(0, blocks.rows, high), range(0, blocks.columns, wide)))
