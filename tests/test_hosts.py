@@ -230,6 +230,47 @@ def assert_told_of(job, i, gone, pid):
     assert "Check failure" not in job.said(i)
 
 
+BREAKS = """
+import threading
+import time
+
+from ctx_jax.hosts import service, team
+
+
+class Store:
+    \"""One that answers, and in which process 1 never shows a sign of life.\"""
+
+    values = {"name/1": "there, pid 1"}
+    barrier = staticmethod(lambda name, seconds: None)
+    read = classmethod(lambda cls: dict(cls.values))
+    set = set_first = classmethod(lambda cls, key, value: cls.values.update({key: value}))
+
+
+class Relay:
+    broken = None
+
+
+service.Store = Store
+members = team.Members(0, 2, 2.0, Relay)
+members.describe = lambda: time.sleep(8)  # a folder that is slow to answer
+try:
+    raise RuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
+except RuntimeError as error:
+    members.fail(error)
+    raise
+"""
+
+
+def test_who_has_said_that_another_is_gone_says_nothing_else():
+    """However long it takes to say so: what broke here because of it is the same news, with a traceback."""
+    done = subprocess.run([sys.executable, "-c", BREAKS], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert re.search(
+        r"^ctx-jax: process 1 of 2 \(there, pid 1\) is gone: no sign of life for \d s$", done.stderr, re.MULTILINE
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "elmo"])
 @pytest.mark.parametrize(

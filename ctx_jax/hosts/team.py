@@ -102,7 +102,7 @@ class Members(Team):
         self._answered = time.monotonic()  # when the store last did
         self._signs = dict.fromkeys(range(count), ("", self._answered))  # each one's sign of life, and since when
         self._failure: tuple[str, float] | None = None  # why one failed, and when this process heard of it
-        self._failing = False
+        self._last_word = threading.Lock()  # of this process: never given back by the thread that has it
         self._held, self._holding = threading.Lock(), False
         self._wanted, self._step, self._stop_step = "", -1, None  # -1: no step was taken or begun
         self._threads = [threading.Thread(target=f, daemon=True) for f in (self._look_on, self._judge)]
@@ -119,7 +119,8 @@ class Members(Team):
         if _came_from_outside(error):
             # If another is gone, the judge finds out meanwhile, says so and ends this process.
             time.sleep(self._heartbeat + 3 * self._period + _TOGETHER)
-        self._failing = True
+        if not self._last_word.acquire(blocking=False):
+            threading.Event().wait()  # the judge has spoken, and ends this process
         kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
         self._tell(f"{self._name(self.process)} failed: {kind}{' '.join(str(error).split())[:1000]}")
         self._close()
@@ -189,7 +190,7 @@ class Members(Team):
                 self._answered = now
             before = now
             verdict = self._verdict(now)
-            if verdict and not self._failing:
+            if verdict and self._last_word.acquire(blocking=False):
                 self._end(verdict)
 
     def _verdict(self, now: float) -> str:
