@@ -231,7 +231,6 @@ def assert_told_of(job, i, gone, pid):
 
 
 BREAKS = """
-import threading
 import time
 
 from ctx_jax.hosts import service, team
