@@ -3,9 +3,9 @@
 python scripts/measure_gpu.py [attention] [norms] [gelu] [forward] [step]
 
 `attention`, `norms` and `gelu`: each kernel of ctx_jax.kernels for GPUs, at shapes of BERT-base with 32,768 tokens,
-beside cuDNN's attention, which has no dropout here, and XLA's product and GELU. `forward` and `step`:
-the encoder and a step of masked LM, time by kernel, share of what square products reach on this card. Times are the
-best of three rounds of launches in flight.
+beside cuDNN's attention, which has no dropout here, and XLA's product and GELU. `forward` and `step`: the encoder and a
+step of masked LM, time by kernel, share of what square products reach on this card. Times are the best of three rounds
+of launches in flight.
 """
 
 import argparse

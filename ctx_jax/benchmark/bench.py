@@ -81,8 +81,8 @@ def bench(
                 for subject, what in planned:
                     bar.set_description(f"{subject.name} {dtype}")
                     able, left_out = _able(subject, what, dtype, peers, missing)
-                    where, told = what.inputs.parent, {"done": bar.update, "say": say}
-                    yield race(subject, what, dtype, able, setting, where, left_out=left_out, **told)
+                    where, done = what.inputs.parent, bar.update
+                    yield race(subject, what, dtype, able, setting, where, left_out=left_out, done=done, say=say)
 
 
 def _able(

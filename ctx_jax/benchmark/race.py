@@ -162,13 +162,12 @@ def race(
             say(f"{subject.name}: {peer.name} had its first result after {runner.start_s:.1f} s")
             return runner
 
-        started = {setting.ours.name: start(setting.ours)}
-        if isinstance(started[setting.ours.name], _Runner):
-            ours = started[setting.ours.name]
+        first = start(setting.ours)
+        ours = first if isinstance(first, _Runner) else None
         at_once = len(peers) if setting.threads >= CORES_TO_START * len(peers) else 1
         with concurrent.futures.ThreadPoolExecutor(max(at_once, 1)) as pool:
-            started |= zip((peer.name for peer in peers), pool.map(start, peers), strict=True)
-        for name, runner in started.items():
+            others = list(pool.map(start, peers))
+        for name, runner in zip((peer.name for peer in (setting.ours, *peers)), (first, *others), strict=True):
             if isinstance(runner, Died):
                 rows[name] = Row(name, "failed", str(runner))
                 continue

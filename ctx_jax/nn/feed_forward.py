@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ctx_jax.kernels import hopper_gelu
 from ctx_jax.nn.linear import Linear, affine
 
 
@@ -59,11 +60,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 def _hopper_takes(x: Float[Array, "*batch K"], linear: Linear) -> bool:
     """Whether the program may be for a Hopper GPU, whose kernel makes the product and its GELU at once."""
-    if x.ndim != 3 or x.dtype != jnp.bfloat16 or linear.turned:
-        return False
-    from ctx_jax.kernels import hopper_gelu  # by who has a use for it: Pallas takes its time
-
-    return hopper_gelu.fits(x.shape, linear.bias[...].size, x.dtype)
+    return x.ndim == 3 and not linear.turned and hopper_gelu.fits(x.shape, linear.bias[...].size, x.dtype)
 
 
 @jax.custom_vjp
@@ -71,8 +68,6 @@ def _gelu_of_product(
     x: Float[Array, "B T K"], kernel: Float[Array, "K M"], bias: Float[Array, "M"]
 ) -> Float[Array, "B T M"]:
     """`gelu` of an affine map; not as one kernel where a gradient wants what the GELU is of."""
-    from ctx_jax.kernels import hopper_gelu
-
     return jax.lax.platform_dependent(x, kernel, bias, cuda=hopper_gelu.forward, default=_plainly)
 
 
