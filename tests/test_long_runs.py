@@ -79,8 +79,14 @@ def test_waiting_is_in_the_log_and_on_the_card(tiny, whole, tmp_path, monkeypatc
     monkeypatch.setattr(Loader, "batches", slow)
     train(dataclasses.replace(tiny, steps=4), tmp_path)
     # The first batch is there before the steps begin.
-    assert all(record["data_wait_share"] > 0.6 for record in records(tmp_path)[1:])
-    assert cost_of(tmp_path)["data_wait_share"] > 0.5
+    found = records(tmp_path)
+    assert all(record["data_wait_share"] > 0.6 for record in found[1:])
+    # How much of the run that is depends on how long the first step took, which is the machine's affair.
+    tokens = np.diff([record["tokens"] for record in found], prepend=0)
+    seconds = sum(tokens / [record["tokens_per_s"] for record in found])
+    waits = sum(record["data_wait_seconds"] for record in found)
+    assert waits > 1
+    assert cost_of(tmp_path)["data_wait_share"] == pytest.approx(waits / seconds)
     np.testing.assert_array_equal(losses(tmp_path), losses(whole[0])[:4])
 
 
