@@ -1,6 +1,6 @@
 """What each choice of the forward pass gains: one way and the other in turn, outputs compared first, as JSON lines.
 
-python scripts/measure_forward.py [CONFIG] [--dtypes float32 bfloat16] [--repeats 9]
+python scripts/measure_forward.py [CONFIG] [--dtypes float32 bfloat16] [--choices gelu kernels] [--repeats 9]
 
 - `attention`: query, key and value transposed together, as `SelfAttention` does it, or each cut out first.
 - `mask`: scores cut to the mask by a minimum, or chosen by `where`.
@@ -129,15 +129,20 @@ def compare(ours: Run, other: Run, dtype: str, repeats: int) -> dict[str, Any]:
     return {"ours_ms": round(1e3 * mine, 3), "other_ms": round(1e3 * theirs, 3), "ratio": round(theirs / mine, 3)}
 
 
-def choices(config: BertConfig, dtype: str) -> Iterator[tuple[str, str, tuple[Run, Run]]]:
+CHOICES = {"attention": attention, "mask": mask, "gelu": activation, "layers": layers, "kernels": kernels}
+"""By name, those that are measured at each of the shapes."""
+
+
+def choices(config: BertConfig, dtype: str, names: list[str]) -> Iterator[tuple[str, str, tuple[Run, Run]]]:
     """Each choice with its name, its shape and its two ways."""
-    makers = {"attention": attention, "mask": mask, "gelu": activation, "layers": layers, "kernels": kernels}
-    for name, make in makers.items():
+    for name in names:
+        if name == "batch":
+            for batch_tokens in (512, 2048, 8192):
+                yield name, f"{batch_tokens} tokens", batches(config, dtype, batch_tokens)
+            continue
         for rows, length in SHAPES:
             if length <= config.max_length:
-                yield name, f"{rows} × {length}", make(config, dtype, rows, length)
-    for batch_tokens in (512, 2048, 8192):
-        yield "batch", f"{batch_tokens} tokens", batches(config, dtype, batch_tokens)
+                yield name, f"{rows} × {length}", CHOICES[name](config, dtype, rows, length)
 
 
 def main() -> None:
@@ -145,6 +150,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", type=pathlib.Path, nargs="?", default=root / "configs" / "bert_base.py")
     parser.add_argument("--dtypes", nargs="+", default=list(TOLERANCE), choices=list(TOLERANCE))
+    every = [*CHOICES, "batch"]
+    parser.add_argument("--choices", nargs="+", default=every, choices=every)
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
     keep_memory()
@@ -152,7 +159,7 @@ def main() -> None:
     device = jax.devices()[0].device_kind
     print(json.dumps({"jax": jax.__version__, "device": device, "date": datetime.date.today().isoformat()}))
     for dtype in arguments.dtypes:
-        for name, shape, runs in choices(config, dtype):
+        for name, shape, runs in choices(config, dtype, arguments.choices):
             about = {"choice": name, "dtype": dtype, "shape": shape}
             print(json.dumps(about | compare(*runs, dtype, arguments.repeats), ensure_ascii=False), flush=True)
 

@@ -10,6 +10,8 @@ that they cut out of stacks, residuals, reversals.
                    its operations name; the others are listed as fused with that part
     an instant     to the operations that run in it, on whatever thread or stream, in equal shares; to a loop only while
                    nothing of its body runs; to `transfer` where nothing runs: dispatch, copies in and out, waiting
+    an end         where the trace has it, but not after an operation began that reads the result: on a processor ends
+                   are noted by whoever did the last piece, often only after he has run what follows
 
 So the seconds of the parts add up to those of the call. They are taken with the profiler on, which costs a
 little at every operation: nothing beside large ones, something in a loop of many small ones.
@@ -26,7 +28,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -37,8 +39,8 @@ from ctx_jax.encoder import BertEncoder, ElmoEncoder, Encoder
 from ctx_jax.encoder.elmo import NEW_WORDS_AT_ONCE, _Rows
 from ctx_jax.errors import InputError
 from ctx_jax.flops.jaxpr import CALLS, count_jaxpr
-from ctx_jax.hlo.parts import OTHER, all_scopes, inner_jaxprs, open_jaxpr, owner_of, scopes
-from ctx_jax.hlo.text import read_module
+from ctx_jax.hlo.parts import NO_WORK, OTHER, all_scopes, inner_jaxprs, open_jaxpr, owner_of, scopes
+from ctx_jax.hlo.text import Computation, Module, read_module
 
 TRANSFER = "transfer"
 """Time in which no operation runs."""
@@ -157,19 +159,20 @@ def _profile(work: Sequence[_Work], folder: pathlib.Path | None, calls: int) -> 
         raise InputError(f"folder: found {folder}, a file, expected a folder or nothing")
     programs, flops = {}, Counter()
     for one in work:
-        module, owners, products = _compiled(one.function, one.args)
-        programs[module] = owners
+        name, program, products = _compiled(one.function, one.args)
+        programs[name] = program
         flops.update({part: found * one.times for part, found in products.items()})
     with tempfile.TemporaryDirectory() as temporary:
         path, seconds = _trace(work, pathlib.Path(folder or temporary), calls)
         spans = _spans(path)
-    if not any(span.operation in programs.get(span.module, ()) for span in spans):
+    if not any(span.module in programs and span.operation in programs[span.module].owners for span in spans):
         raise InputError(
             f"profile: found none of the program's operations in the trace of {jax.default_backend()}, expected a"
             " device whose profiler names them, a CPU or GPU"
         )
-    unknown = _Owner(OTHER)
-    owned = [(span, programs.get(span.module, {}).get(span.operation, unknown)) for span in spans]
+    nothing, unknown = _Program({}, {}), _Owner(OTHER)
+    spans = _until_read(spans, {name: program.reads for name, program in programs.items()})
+    owned = [(span, programs.get(span.module, nothing).owners.get(span.operation, unknown)) for span in spans]
     taken = _taken(owned)
     taken[TRANSFER] = max(seconds - sum(taken.values()), 0.0)
     operations = Counter(owner.part for _, owner in owned if not owner.is_loop)
@@ -208,23 +211,36 @@ class _Owner(NamedTuple):
     fused: frozenset[str] = frozenset()
 
 
+class _Program(NamedTuple):
+    """A compiled module.
+
+    Attributes:
+      owners: of its operations, by name.
+      reads: the operations whose results each one reads, by name.
+    """
+
+    owners: dict[str, _Owner]
+    reads: dict[str, frozenset[str]]
+
+
 LOOPS = frozenset(("while", "conditional", "call"))
 _MODULE = re.compile(r"HloModule ([\w.\-]+)")
+_PLACE = re.compile(r"\bindex=(\d+)")
 
 
-def _compiled(function: Callable[..., Any], args: Sequence[Any]) -> tuple[str, dict[str, _Owner], Counter[str]]:
-    """Name of a function's module, owners of its operations by name, and FLOPs of its products by part."""
+def _compiled(function: Callable[..., Any], args: Sequence[Any]) -> tuple[str, _Program, Counter[str]]:
+    """Name of a function's module, the module, and FLOPs of its products by part."""
     if not hasattr(function, "trace"):
         raise InputError(f"function: found {function!r:.60}, expected what jax.jit returns")
     traced = function.trace(*args)
     text = traced.lower().compile().as_text()
-    owners = _owners(text, set(all_scopes(traced.jaxpr)))
-    return _MODULE.match(text)[1], owners, _products(traced.jaxpr, OTHER)
-
-
-def _owners(text: str, names: set[str]) -> dict[str, _Owner]:
-    """Owners of all instructions of a module's text; `names` are the scopes that its function opened."""
     module = read_module(text)
+    program = _Program(_owners(module, set(all_scopes(traced.jaxpr))), _reads(module))
+    return _MODULE.match(text)[1], program, _products(traced.jaxpr, OTHER)
+
+
+def _owners(module: Module, names: set[str]) -> dict[str, _Owner]:
+    """Owners of all instructions of a module; `names` are the scopes that its function opened."""
     owner, owners = owner_of(module, names), {}
     for computation in module.computations.values():
         for instruction in computation.instructions:
@@ -232,6 +248,40 @@ def _owners(text: str, names: set[str]) -> dict[str, _Owner]:
             is_loop = instruction.opcode in LOOPS
             owners[instruction.name] = _Owner(part, is_loop, frozenset() if is_loop else fused)
     return owners
+
+
+def _reads(module: Module) -> dict[str, frozenset[str]]:
+    """The instructions whose results each one reads; through those that only name them, and from trip to trip."""
+    bodies = {
+        instruction.called["body"]
+        for computation in module.computations.values()
+        for instruction in computation.instructions
+        if "body" in instruction.called
+    }
+
+    def makers(computation: Computation, name: str, passed: frozenset[str] = frozenset()) -> Iterator[str]:
+        instruction = computation[name]
+        if instruction.opcode not in NO_WORK:
+            yield name
+            return
+        sources = () if instruction.opcode in ("parameter", "constant") else instruction.operands
+        if instruction.opcode == "get-tuple-element" and computation.name in bodies:
+            carried, root = computation[instruction.operands[0]], computation.root
+            if carried.opcode == "parameter" and root.opcode == "tuple":
+                sources = (root.operands[int(_PLACE.search(instruction.attributes)[1])],)
+        for source in {*sources} - passed:  # a loop hands some things on as they are
+            yield from makers(computation, source, passed | {name})
+
+    return {
+        instruction.name: frozenset(
+            maker
+            for operand in instruction.operands
+            if operand in computation
+            for maker in makers(computation, operand)
+        )
+        for computation in module.computations.values()
+        for instruction in computation.instructions
+    }
 
 
 def _products(jaxpr: Any, part: str) -> Counter[str]:
@@ -306,6 +356,24 @@ def _spans_of(lines: Iterable[Any]) -> list[_Span]:
                 ends[stats.get("_c")] = event.start_ns / 1e9
     # An operation of the CPU may return before other threads have done its work; then they note its end.
     return [span._replace(end=max(span.end, ends.get(number, span.end))) for span, number in spans]
+
+
+def _until_read(spans: Iterable[_Span], reads: Mapping[str, Mapping[str, frozenset[str]]]) -> list[_Span]:
+    """Spans in the order of their starts; each ends before an operation starts that reads its result.
+
+    Args:
+      spans: of a trace.
+      reads: by module and operation, see `_Program`.
+    """
+    found = sorted(spans, key=lambda span: span.start)
+    latest: dict[tuple[str, str], int] = {}
+    for number, span in enumerate(found):
+        for maker in reads.get(span.module, {}).get(span.operation, ()):
+            made = latest.get((span.module, maker))
+            if made is not None and found[made].end > span.start:
+                found[made] = found[made]._replace(end=span.start)
+        latest[span.module, span.operation] = number
+    return found
 
 
 def _taken(owned: Iterable[tuple[_Span, _Owner]]) -> dict[str, float]:
