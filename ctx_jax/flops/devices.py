@@ -152,7 +152,7 @@ def roofline(matrix_flops: float, bytes_moved: float, peak: Peak, dtype: str) ->
 
 
 def measured_peak(device: jax.Device | None = None, seconds: float = 0.4) -> Peak:
-    """Best rate of square products, and of a copy, as long each, once for a device; random values, for GPUs draw less
+    """Best rate of square products, and of memory read and written, as long each, once for a device; random values, for GPUs draw less
     power on zeros and ones and run faster.
 
     A processor takes products of 1,536 rows and columns with float32 results, all cores at work. With
@@ -204,7 +204,7 @@ def _measured_peak(device: jax.Device, seconds: float) -> Peak:
             _fastest_copy(probe, seconds),
             _memory_bytes(device) if known is None else known.memory_bytes,
             16 if cpu else 64 if known is None else known.tile,
-            f"measured {where}: {probe.size} × {probe.size} products, a copy of {probe.copied >> 18} MiB",
+            f"measured {where}: {probe.size} × {probe.size} products, {probe.copied >> 18} MiB read and written",
         )
 
 
@@ -223,7 +223,9 @@ def _fastest_product(dtype: jnp.dtype, probe: _Probe, seconds: float) -> float:
 def _fastest_copy(probe: _Probe, seconds: float) -> float:
     # A MiB of random values, again and again: to draw them all takes a processor seconds.
     values = jnp.tile(_normal((1 << 18,), jnp.float32), probe.copied >> 18)
-    return 2 * values.nbytes / _shortest(jax.jit(lambda a: a + 1), values, probe.in_flight, seconds)
+    # In place: new memory has to be had from the system first, which takes a processor longer than to write it.
+    negative = jax.jit(jnp.negative, donate_argnums=0)
+    return 2 * 4 * probe.copied / _shortest(negative, values, probe.in_flight, seconds, in_place=True)
 
 
 def _normal(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
@@ -232,15 +234,17 @@ def _normal(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     return jax.jit(lambda key: jax.random.normal(key, shape, dtype))(jax.random.key(0))
 
 
-def _shortest(function: jax.stages.Wrapped, argument: jax.Array, in_flight: int, seconds: float) -> float:
-    """Seconds of a call: the best of several rounds, each of so many calls."""
-    function(argument).block_until_ready()
+def _shortest(
+    function: jax.stages.Wrapped, argument: jax.Array, in_flight: int, seconds: float, *, in_place: bool = False
+) -> float:
+    """Seconds of a call: the best of several rounds, each of so many calls; `in_place`, each takes the last result."""
+    result = function(argument).block_until_ready()
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         start = time.perf_counter()
         for _ in range(in_flight):
             # What is let go is free again as soon as the device has written it.
-            result = function(argument)
+            result = function(result if in_place else argument)
         result.block_until_ready()
         best = min(best, (time.perf_counter() - start) / in_flight)
     return best
