@@ -152,8 +152,9 @@ def roofline(matrix_flops: float, bytes_moved: float, peak: Peak, dtype: str) ->
 
 
 def measured_peak(device: jax.Device | None = None, seconds: float = 0.4) -> Peak:
-    """Best rate of square products, and of memory read and written, as long each, once for a device; random values, for GPUs draw less
-    power on zeros and ones and run faster.
+    """Best rate of square products, and of memory read and written in place, as long each, once for a device.
+
+    Values are random: GPUs draw less power on zeros and ones, and run faster.
 
     A processor takes products of 1,536 rows and columns with float32 results, all cores at work. With
     `--xla_force_host_platform_device_count` each of the devices is the whole processor; the peak is that of all of them
@@ -201,7 +202,7 @@ def _measured_peak(device: jax.Device, seconds: float) -> Peak:
         return Peak(
             _fastest_product(jnp.bfloat16, probe, seconds),
             _fastest_product(jnp.float32, probe, seconds),
-            _fastest_copy(probe, seconds),
+            _fastest_negation(probe, seconds),
             _memory_bytes(device) if known is None else known.memory_bytes,
             16 if cpu else 64 if known is None else known.tile,
             f"measured {where}: {probe.size} × {probe.size} products, {probe.copied >> 18} MiB read and written",
@@ -220,7 +221,7 @@ def _fastest_product(dtype: jnp.dtype, probe: _Probe, seconds: float) -> float:
     return 2 * probe.size**3 / _shortest(product, _normal((probe.size, probe.size), dtype), probe.in_flight, seconds)
 
 
-def _fastest_copy(probe: _Probe, seconds: float) -> float:
+def _fastest_negation(probe: _Probe, seconds: float) -> float:
     # A MiB of random values, again and again: to draw them all takes a processor seconds.
     values = jnp.tile(_normal((1 << 18,), jnp.float32), probe.copied >> 18)
     # In place: new memory has to be had from the system first, which takes a processor longer than to write it.
