@@ -158,6 +158,11 @@ class Clock:
     def sleep(self, seconds):
         self.now += seconds
 
+    def busy(self, state, batch):
+        """A step of 20 ms."""
+        self.sleep(0.02)
+        return step(state, batch)
+
 
 @pytest.fixture
 def clock(monkeypatch):
@@ -172,12 +177,8 @@ def test_waiting_for_data_is_told(tmp_path, clock):
             clock.sleep(0.1 * (1 + i // 4))
             yield jnp.float32(1)
 
-    def busy(state, batch):
-        clock.sleep(0.02)
-        return step(state, batch)
-
     config = LoopConfig(log_every=4, checkpoint_every=100)
-    found, progress = loop(tmp_path, [1] * 12, config, step=busy, batches=slow())
+    found, progress = loop(tmp_path, [1] * 12, config, step=clock.busy, batches=slow())
     waits = np.array([0.4, 0.8, 1.2])
     np.testing.assert_allclose([record["data_wait_seconds"] for record in found], waits)
     np.testing.assert_allclose([record["data_wait_share"] for record in found], waits / (waits + 0.08))
@@ -192,12 +193,8 @@ def test_what_checkpoints_take_is_told_and_is_no_part_of_the_steps(tmp_path, mon
         save(self, *args, **kwargs)
         clock.sleep(0.5)
 
-    def busy(state, batch):
-        clock.sleep(0.02)
-        return step(state, batch)
-
     monkeypatch.setattr(Checkpoints, "save", slow)
-    found, progress = loop(tmp_path, [1] * 6, LoopConfig(log_every=1, checkpoint_every=2), step=busy)
+    found, progress = loop(tmp_path, [1] * 6, LoopConfig(log_every=1, checkpoint_every=2), step=clock.busy)
     assert [record["checkpoint_seconds"] for record in found] == pytest.approx([0, 0, 0.5, 0, 0.5, 0])
     assert progress.saves == 3  # steps 2, 4 and 6
     assert progress.checkpoint_seconds == pytest.approx(1.5)
