@@ -73,7 +73,7 @@ def test_waiting_is_in_the_log_and_on_the_card(tiny, whole, tmp_path, monkeypatc
 
     def slow(self, *args, **kwargs):
         for batch in batches(self, *args, **kwargs):
-            time.sleep(1)
+            time.sleep(2)
             yield batch
 
     monkeypatch.setattr(Loader, "batches", slow)
@@ -85,7 +85,7 @@ def test_waiting_is_in_the_log_and_on_the_card(tiny, whole, tmp_path, monkeypatc
     tokens = np.diff([record["tokens"] for record in found], prepend=0)
     seconds = sum(tokens / [record["tokens_per_s"] for record in found])
     waits = sum(record["data_wait_seconds"] for record in found)
-    assert waits > 1
+    assert waits > 3
     assert cost_of(tmp_path)["data_wait_share"] == pytest.approx(waits / seconds)
     np.testing.assert_array_equal(losses(tmp_path), losses(whole[0])[:4])
 

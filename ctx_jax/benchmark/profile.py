@@ -225,7 +225,6 @@ class _Program(NamedTuple):
 
 LOOPS = frozenset(("while", "conditional", "call"))
 _MODULE = re.compile(r"HloModule ([\w.\-]+)")
-_PLACE = re.compile(r"\bindex=(\d+)")
 
 
 def _compiled(function: Callable[..., Any], args: Sequence[Any]) -> tuple[str, _Program, Counter[str]]:
@@ -268,7 +267,7 @@ def _reads(module: Module) -> dict[str, frozenset[str]]:
         if instruction.opcode == "get-tuple-element" and computation.name in bodies:
             carried, root = computation[instruction.operands[0]], computation.root
             if carried.opcode == "parameter" and root.opcode == "tuple":
-                sources = (root.operands[int(_PLACE.search(instruction.attributes)[1])],)
+                sources = (root.operands[instruction.place],)
         for source in {*sources} - passed:  # a loop hands some things on as they are
             yield from makers(computation, source, passed | {name})
 

@@ -22,6 +22,7 @@ _SHAPE = re.compile(r"([a-z][a-z0-9]*)\[([0-9,]*)\]")
 _NAME = re.compile(r"%([\w.\-]+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(-?\d+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
+_INDEX = re.compile(r"\bindex=(\d+)")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%([\w.\-]+)")
 _END = re.compile(r'\}(, execution_thread="\w+")?')
 """Of a computation; what v5p and v6e hand to their sparse cores says so."""
@@ -74,6 +75,12 @@ class Instruction:
         """Where in the JAX program it comes from: named scopes, then the primitive."""
         found = _OP_NAME.search(self.attributes)
         return "" if found is None else found[1]
+
+    @property
+    def place(self) -> int | None:
+        """Which of a tuple's elements a get-tuple-element takes; None of others."""
+        found = _INDEX.search(self.attributes)
+        return None if found is None else int(found[1])
 
     @property
     def called(self) -> dict[str, str]:
@@ -145,13 +152,13 @@ class Module:
         if root.opcode != "compare" or "direction=LT" not in root.attributes:
             return None
         left, right = (condition[name] for name in root.operands)
-        bound, place = _integer(right), re.search(r"index=(\d+)", left.attributes)
+        bound = _integer(right)
         if bound is None or left.opcode not in ("get-tuple-element", "parameter"):
             return None
         body = self.computations[loop.called["body"]]
         stepped = body.root
         if left.opcode == "get-tuple-element":
-            stepped = body[stepped.operands[int(place[1])]] if stepped.opcode == "tuple" else None
+            stepped = body[stepped.operands[left.place]] if stepped.opcode == "tuple" else None
         return bound if stepped is not None and self._adds_one(body, stepped) else None
 
     def _unwrapped(self, computation: Computation) -> tuple[Computation, Instruction]:
