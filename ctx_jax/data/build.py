@@ -166,7 +166,7 @@ Encoded = tuple[np.ndarray, np.ndarray]
 
 def _encode(tokenizer: Tokenizer, sentences: Sequence[str]) -> Encoded:
     """Ids of all sentences, int32 [N], and the number of each one's, int32 [S]."""
-    pieces = [encoded.ids for encoded in tokenizer.encode_batch(sentences)]
+    pieces = tokenizer.ids_batch(sentences)
     lengths = np.fromiter(map(len, pieces), np.int32, len(pieces))
     return np.concatenate([*pieces, np.zeros(0, np.int32)]).astype(np.int32, copy=False), lengths
 

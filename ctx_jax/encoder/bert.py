@@ -37,7 +37,7 @@ from ctx_jax.interop.programs.forward import Layers
 from ctx_jax.interop.run_folder import bound_model
 from ctx_jax.models.bert import BertConfig, BertWithHeads
 from ctx_jax.nn.parameters import Params
-from ctx_jax.text.inputs import Inputs, model_inputs
+from ctx_jax.text.inputs import Inputs, model_ids, model_inputs
 from ctx_jax.text.tokenizer import Tokenizer
 
 
@@ -313,20 +313,24 @@ class BertEncoder(Encoder):
             result.append([Candidate(name, float(probabilities[i])) for name, i in zip(names, best, strict=True)])
         return result
 
-    def _prepare(self, texts: Sequence[Text], ask: Ask) -> _Prepared:
-        rows = model_inputs(
+    def _prepare(self, texts: Sequence[Text], ask: Ask) -> _Prepared | list[_Row]:
+        """Rows, and where every token is wanted what they come from."""
+        if ask.pool is not None:
+            options = {"max_length": self.config.max_length, "on_too_long": ask.on_too_long}
+            return self._rows(model_ids(self._tokenizer(), texts, **options))
+        inputs = model_inputs(
             self._tokenizer(),
             texts,
             max_length=self.config.max_length,
             on_too_long=ask.on_too_long,
             stride=ask.stride,
         )
-        return _Prepared(texts, rows)
+        return _Prepared(texts, inputs)
 
     def _encode(self, prepared: _Prepared, ask: Ask, done: Callable[[int], object]) -> Representations:
         texts, rows = prepared
         length = max(len(row.input_ids) for row in rows)
-        encoded = self._tokens(list(map(_row, rows)), length, ask, done)
+        encoded = self._tokens(self._rows([row.input_ids for row in rows]), length, ask, done)
         first_words = tuple(map(_first_word, rows))
         word_ids = [
             np.where(row.words >= 0, row.words - first, -1) for row, first in zip(rows, first_words, strict=True)
@@ -343,9 +347,14 @@ class BertEncoder(Encoder):
             first_words=first_words,
         )
 
-    def _pooled(self, prepared: _Prepared, ask: Ask, done: Callable[[int], object]) -> Float[np.ndarray, "K B D"]:
-        found = np.empty((len(ask.chosen), len(prepared.rows), ask.width), np.float32)
-        for batch, vectors in self._batches(list(map(_row, prepared.rows)), ask):
+    def _rows(self, ids: Sequence[np.ndarray]) -> list[_Row]:
+        """Of single texts, without padding."""
+        types, present = np.zeros(self.config.max_length, np.int32), np.ones(self.config.max_length, bool)
+        return [_Row(row, types[: len(row)], present[: len(row)]) for row in ids]
+
+    def _pooled(self, prepared: list[_Row], ask: Ask, done: Callable[[int], object]) -> Float[np.ndarray, "K B D"]:
+        found = np.empty((len(ask.chosen), len(prepared), ask.width), np.float32)
+        for batch, vectors in self._batches(prepared, ask):
             found[:, batch.texts] = vectors[:, batch.rows, batch.slots]
             done(len(batch.texts))
         return found
@@ -423,10 +432,6 @@ class _Rows(NamedTuple):
     token_types: Int[Array, "B T"]
     segments: Int[Array, "B T"]
     positions: Int[Array, "B T"] | None
-
-
-def _row(inputs: Inputs) -> _Row:
-    return _Row(inputs.input_ids, inputs.token_type_ids, np.ones(len(inputs.input_ids), bool))
 
 
 def _padded(rows: Sequence[np.ndarray], length: int, fill: int) -> Int[np.ndarray, "B T"]:

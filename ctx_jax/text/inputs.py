@@ -5,15 +5,19 @@ What differs from model to model, RoBERTa's two separators between texts, is the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
 from ctx_jax.errors import InputError
 from ctx_jax.text.tokenizer import Layout, Pieces, Tokenizer
 from ctx_jax.text.vocabulary import check_text
+
+Text = str | Sequence[str]
+Split = TypeVar("Split")
+"""What a tokenizer gives for a text: Pieces, or ids."""
 
 _CHARACTERS = 64
 """Of a text that is cut, so many for each piece are looked at first: ten times what a piece has."""
@@ -44,8 +48,8 @@ class Inputs(NamedTuple):
 
 def model_inputs(
     tokenizer: Tokenizer,
-    texts: Sequence[str | Sequence[str]],
-    pairs: Sequence[str | Sequence[str]] | None = None,
+    texts: Sequence[Text],
+    pairs: Sequence[Text] | None = None,
     *,
     max_length: int,
     on_too_long: Literal["error", "truncate", "split"] = "error",
@@ -74,10 +78,7 @@ def model_inputs(
     """
     around = 2 if pairs is None else 2 + tokenizer.layout.separators
     least = around + (1 if pairs is None else 2)
-    if max_length < least:
-        raise InputError(f"max_length: found {max_length}, expected at least {least}, {around} of them special tokens")
-    if on_too_long not in ("error", "truncate", "split"):
-        raise InputError(f"on_too_long: found {on_too_long!r}, expected 'error', 'truncate' or 'split'")
+    _check(max_length, least, around, on_too_long, ("error", "truncate", "split"))
     if stride and on_too_long != "split":
         raise InputError(f"stride: found {stride}, expected 0 unless on_too_long='split'")
     if not 0 <= stride < max_length - around:
@@ -88,7 +89,12 @@ def model_inputs(
         raise InputError(f"pairs: found {len(pairs)}, expected one for each of the {len(texts)} texts")
 
     form = _Form(_special(tokenizer.specials.cls), _special(tokenizer.specials.sep), tokenizer.layout)
-    split = partial(_beginnings, tokenizer, max_length) if on_too_long == "truncate" else tokenizer.encode_batch
+
+    def split(texts: Sequence[Text]) -> list[Pieces]:
+        if on_too_long != "truncate":
+            return tokenizer.encode_batch(texts)
+        return _beginnings(tokenizer.encode_batch, lambda pieces: len(pieces.ids), max_length, texts)
+
     firsts = split(texts)
     try:
         seconds = [None] * len(firsts) if pairs is None else split(pairs)
@@ -101,10 +107,7 @@ def model_inputs(
         if length <= room:
             rows.append(_row(form, first, second, text, start=0))
         elif on_too_long == "error":
-            raise InputError(
-                f"texts[{text}]: found {length} pieces, {length + around} tokens with the special ones, expected at "
-                f"most max_length = {max_length}; on_too_long='truncate' cuts the end off, 'split' gives several rows"
-            )
+            raise _too_long(text, length, around, max_length)
         elif on_too_long == "truncate":
             rows.append(_row(form, *_truncated(first, second, room), text, start=0))
         elif second is None:
@@ -121,21 +124,68 @@ def model_inputs(
     return rows
 
 
-def _beginnings(tokenizer: Tokenizer, count: int, texts: Sequence[str | Sequence[str]]) -> list[Pieces]:
-    """As `tokenizer.encode_batch`, but of a long string some first pieces do, at least twice `count`.
+def model_ids(
+    tokenizer: Tokenizer,
+    texts: Sequence[Text],
+    *,
+    max_length: int,
+    on_too_long: Literal["error", "truncate"] = "error",
+) -> list[np.ndarray]:
+    """The `input_ids` that `model_inputs` gives for single texts, int32 [T] each, in half the time.
+
+    Raises:
+      InputError: as there.
+    """
+    _check(max_length, 2, 2, on_too_long, ("error", "truncate"))
+    room = max_length - 2
+    if on_too_long == "truncate":
+        found = _beginnings(tokenizer.ids_batch, len, max_length, texts)
+    else:
+        found = tokenizer.ids_batch(texts)
+        for text, ids in enumerate(found):
+            if len(ids) > room:
+                raise _too_long(text, len(ids), 2, max_length)
+    cls, sep = (np.array([index], np.int32) for index in (tokenizer.specials.cls, tokenizer.specials.sep))
+    flat = np.concatenate([*chain.from_iterable((cls, ids[:room], sep) for ids in found), np.zeros(0, np.int32)])
+    ends = np.cumsum([min(len(ids), room) + 2 for ids in found], dtype=np.int64).tolist()
+    return [flat[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+def _check(max_length: int, least: int, around: int, on_too_long: str, possible: tuple[str, ...]) -> None:
+    if max_length < least:
+        raise InputError(f"max_length: found {max_length}, expected at least {least}, {around} of them special tokens")
+    if on_too_long not in possible:
+        expected = ", ".join(map(repr, possible[:-1]))
+        raise InputError(f"on_too_long: found {on_too_long!r}, expected {expected} or {possible[-1]!r}")
+
+
+def _too_long(text: int, pieces: int, around: int, max_length: int) -> InputError:
+    return InputError(
+        f"texts[{text}]: found {pieces} pieces, {pieces + around} tokens with the special ones, expected at most "
+        f"max_length = {max_length}; on_too_long='truncate' cuts the end off, 'split' gives several rows"
+    )
+
+
+def _beginnings(
+    encode: Callable[[Sequence[Text]], list[Split]],
+    size: Callable[[Split], int],
+    count: int,
+    texts: Sequence[Text],
+) -> list[Split]:
+    """What `encode` gives, but of a long string some first pieces do, at least twice `count`; `size` counts pieces.
 
     It is cut before white space, where every tokenizer splits; a piece that knows better, such as an added token with
     a space in it, is among those that nobody reads.
     """
     begun = [_beginning(text, count * _CHARACTERS, f"texts[{number}]") for number, text in enumerate(texts)]
-    found = tokenizer.encode_batch(begun)
+    found = encode(begun)
     for number, (text, beginning) in enumerate(zip(texts, begun, strict=True)):
-        if beginning is not text and len(found[number].ids) < 2 * count:
-            found[number] = tokenizer.encode(text)
+        if beginning is not text and size(found[number]) < 2 * count:
+            (found[number],) = encode([text])
     return found
 
 
-def _beginning(text: str | Sequence[str], length: int, name: str) -> str | Sequence[str]:
+def _beginning(text: Text, length: int, name: str) -> Text:
     if not isinstance(text, str) or len(text) <= 2 * length:
         return text
     end = max(text.rfind(blank, 0, length) for blank in " \n")

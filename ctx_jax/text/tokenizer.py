@@ -62,6 +62,9 @@ class Tokenizer(Protocol):
     def encode(self, text: str | Sequence[str]) -> Pieces:
         """Splits one text."""
 
+    def ids_batch(self, texts: Sequence[str | Sequence[str]]) -> list[np.ndarray]:
+        """The ids of each text's pieces alone, int32 [N], which may take half the time."""
+
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The pieces as the vocabulary spells them."""
 

@@ -85,7 +85,7 @@ class VocabularyTokenizer(abc.ABC):
         Raises:
           InputError: a text is no string and no list of strings, or cannot be written as UTF-8.
         """
-        strings, text_of, word_of, start_of = _flatten(texts)
+        strings, text_of, word_of, start_of = flatten(texts)
         counts, ids, offsets, words = self._encode_words(strings, word_of > 0)
         given = np.repeat(word_of, counts)
         words = np.where(given >= 0, given, words).astype(np.int32)
@@ -96,6 +96,10 @@ class VocabularyTokenizer(abc.ABC):
         return [
             Pieces(ids[a:b], offsets[a:b], words[a:b]) for a, b in zip((ends - per_text).tolist(), ends, strict=True)
         ]
+
+    def ids_batch(self, texts: Sequence[str | Sequence[str]]) -> list[np.ndarray]:
+        """The ids alone of what `encode_batch` gives."""
+        return [pieces.ids for pieces in self.encode_batch(texts)]
 
     def _encode_words(self, strings: list[str], follows: np.ndarray) -> EncodedStrings:
         """Splits strings, of which some, `follows` [S], are words of a list and not its first."""
@@ -169,7 +173,7 @@ def has_capitals(tokens: Iterable[str]) -> bool:
     return any(token != token.lower() for token in tokens if (token[:1], token[-1:]) not in (("[", "]"), ("<", ">")))
 
 
-def _flatten(texts: Sequence[str | Sequence[str]]) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
+def flatten(texts: Sequence[str | Sequence[str]]) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
     """All strings to split; for each its text, its index among the words given (−1: no words), its first character."""
     if not _is_list(texts):
         raise InputError(f"texts: found {_described(texts)}, expected a list of texts (`encode` takes a single one)")

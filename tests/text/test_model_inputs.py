@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ctx_jax.errors import InputError
-from ctx_jax.text.inputs import model_inputs
+from ctx_jax.text.inputs import model_ids, model_inputs
 from ctx_jax.text.wordpiece import WordPiece
 
 CLS, SEP = 2, 3
@@ -76,6 +76,36 @@ def test_truncate(tokenizer):
     rows = model_inputs(tokenizer, [words(1, 2), words(*range(9))], max_length=6, on_too_long="truncate")
     assert [row.input_ids.tolist() for row in rows] == [[CLS, *ids(1, 2), SEP], [CLS, *ids(0, 1, 2, 3), SEP]]
     assert [(row.text, row.start) for row in rows] == [(0, 0), (1, 0)]
+
+
+@pytest.mark.parametrize("on_too_long", ["error", "truncate"])
+def test_ids_alone_are_those_of_the_inputs(tokenizer, on_too_long):
+    rng = random.Random(7)
+    longest = 60 if on_too_long == "error" else 3000
+    texts: list = [words(*(rng.randrange(120) for _ in range(rng.randrange(longest)))) for _ in range(40)]
+    texts += ["", [], ["w1", "", "w2x w3"], "[SEP] w1[MASK]x", "x" * 5000, ["w7"] * (longest // 2)]
+    given = {"max_length": 64, "on_too_long": on_too_long}
+    found, expected = model_ids(tokenizer, texts, **given), model_inputs(tokenizer, texts, **given)
+    assert len(found) == len(expected)
+    for ids, row in zip(found, expected, strict=True):
+        assert ids.dtype == np.int32
+        np.testing.assert_array_equal(ids, row.input_ids)
+    assert model_ids(tokenizer, [], max_length=64) == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "message"),
+    [
+        (["w1", words(*range(9))], {}, r"texts\[1\]: found 9 pieces, 11 tokens with .* max_length = 8"),
+        (["w1", None], {}, r"texts\[1\]: found None, expected a string or a list of words"),
+        ("w1", {}, "texts: found str 'w1', expected a list of texts"),
+        (["w1"], {"max_length": 1}, "max_length: found 1, expected at least 2, 2 of them special tokens"),
+        (["w1"], {"on_too_long": "split"}, "on_too_long: found 'split', expected 'error' or 'truncate'"),
+    ],
+)
+def test_ids_alone_of_what_cannot_be(tokenizer, texts, options, message):
+    with pytest.raises(InputError, match=message):
+        model_ids(tokenizer, texts, **{"max_length": 8, **options})
 
 
 def test_truncate_pairs_longest_first(tokenizer):

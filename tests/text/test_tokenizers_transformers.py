@@ -8,7 +8,7 @@ import tokenizers
 from test_wordpiece import ALPHABET
 
 from ctx_jax.text.bpe import ByteLevelBPE
-from ctx_jax.text.inputs import model_inputs
+from ctx_jax.text.inputs import model_ids, model_inputs
 from ctx_jax.text.load import load_tokenizer
 from ctx_jax.text.sentencepiece import SentencePiece
 from ctx_jax.text.tokenizer_json import TokenizerJson
@@ -51,6 +51,8 @@ def compare(ours, theirs, strings, *, offsets=True, lists=True):
         if offsets:
             assert row.offsets.tolist() == [list(span) for span in found["offset_mapping"]], text
             assert words(row) == found.word_ids(0), text
+    for text, alone in zip(strings, model_ids(ours, strings, max_length=999), strict=True):
+        assert alone.tolist() == theirs(text)["input_ids"], text
     for row, first, second in zip(
         model_inputs(ours, strings[:-1], strings[1:], max_length=999), strings[:-1], strings[1:], strict=True
     ):
@@ -64,6 +66,8 @@ def compare(ours, theirs, strings, *, offsets=True, lists=True):
         one, other = ids(row, found)
         assert one == other, text
         assert words(row) == found.word_ids(0), text
+    for text, alone in zip(given, model_ids(ours, given, max_length=999), strict=True):
+        assert alone.tolist() == theirs(text, is_split_into_words=True)["input_ids"], text
 
 
 def both_ways(transformers, ours, folder, **options):
