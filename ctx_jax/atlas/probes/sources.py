@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from ctx_jax.atlas.features import Features
 from ctx_jax.atlas.probes.training import Examples
@@ -65,37 +65,36 @@ class SpanSource:
         for begin in range(0, len(order), self.size):
             some = order[begin : begin + self.size]
             yield Examples(
-                tuple(self._filled(self.vectors(span[some])) for span in self.spans),
+                tuple(self.vectors(span[some], self.size) for span in self.spans),
                 self._filled(self.classes[some]),
                 self._filled(np.ones(len(some), np.float32)),
             )
 
-    def vectors(self, spans: Int[np.ndarray, "P 2"]) -> Float[np.ndarray, "P L D"]:
-        """Means over words."""
+    def vectors(self, spans: Int[np.ndarray, "P 2"], size: int) -> Float[np.ndarray, "L S D"]:
+        """Means over words, zeros from P on."""
         lengths = spans[:, 1] - spans[:, 0]
-        if (lengths == 1).all():
-            return self.features.vectors[spans[:, 0]]
         begins = np.cumsum(lengths) - lengths
         words = np.repeat(spans[:, 0] - begins, lengths) + np.arange(lengths.sum())
-        result = np.empty((len(spans), *self.features.vectors.shape[1:]), self.features.vectors.dtype)
+        num_layers, width = self.features.vectors.shape[1:]
+        result = np.empty((num_layers, size, width), self.features.vectors.dtype)
+        result[:, len(spans) :] = 0
         # Many words a span: not all at once.
         for begin in range(0, len(spans), RUN):
             end = min(begin + RUN, len(spans))
             first, last = begins[begin], begins[end - 1] + lengths[end - 1]
-            sums = np.add.reduceat(
-                self.features.vectors[words[first:last]].astype(np.float32), begins[begin:end] - first, axis=0
-            )
-            result[begin:end] = sums / lengths[begin:end, None, None]
+            found = self.features.vectors[words[first:last]]
+            if last - first > end - begin:
+                sums = np.add.reduceat(found.astype(np.float32), begins[begin:end] - first, axis=0)
+                found = sums / lengths[begin:end, None, None]
+            result[:, begin:end] = found.swapaxes(0, 1)
         return result
 
-    def _filled(self, array: np.ndarray) -> np.ndarray:
-        if len(array) == self.size:
-            return array
-        return np.concatenate([array, np.zeros((self.size - len(array), *array.shape[1:]), array.dtype)])
+    def _filled(self, array: Shaped[np.ndarray, "P"]) -> Shaped[np.ndarray, "S"]:
+        return np.concatenate([array, np.zeros(self.size - len(array), array.dtype)])
 
 
 class SpanWords(SpanSource):
-    """Spans with the vectors of their words apart, [P, L, W, D], zeros after the last word."""
+    """Spans with the vectors of their words apart, [L, S, W, D], zeros after the last word."""
 
     @functools.cached_property
     def width(self) -> int:
@@ -107,12 +106,12 @@ class SpanWords(SpanSource):
         # A piece of long spans would take as many times the memory.
         return max(size // self.width, 256)
 
-    def vectors(self, spans: Int[np.ndarray, "P 2"]) -> Float[np.ndarray, "P L W D"]:
-        """Of the words of each span."""
+    def vectors(self, spans: Int[np.ndarray, "P 2"], size: int) -> Float[np.ndarray, "L S W D"]:
+        """Of the words of each span, zeros from P on."""
         num_layers, width = self.features.vectors.shape[1:]
-        result = np.zeros((len(spans), num_layers, self.width, width), self.features.vectors.dtype)
+        result = np.zeros((num_layers, size, self.width, width), self.features.vectors.dtype)
         half = self.width // 2
-        for row, (begin, end) in zip(result, spans, strict=True):
+        for row, (begin, end) in zip(result.swapaxes(0, 1), spans, strict=False):
             if end - begin <= self.width:
                 row[:, : end - begin] = self.features.vectors[begin:end].swapaxes(0, 1)
             else:

@@ -105,14 +105,14 @@ class TreeSource:
 
     def _piece(self, length: int, size: int, some: Int[np.ndarray, "n"]) -> Examples:
         _, layers, width = self.features.vectors.shape
-        vectors = np.zeros((size, layers, length, width), self.features.vectors.dtype)
+        vectors = np.zeros((layers, size, length, width), self.features.vectors.dtype)
         distances = np.zeros((size, length, length), np.int16)
         depths, heads = np.zeros((size, length), np.int16), np.zeros((size, length), np.int16)
         lengths = np.zeros(size, np.int32)
         for row, number in enumerate(some):
             first, last = self.features.starts[number], self.features.starts[number + 1]
             count = lengths[row] = last - first
-            vectors[row, :, :count] = self.features.vectors[first:last].transpose(1, 0, 2)
+            vectors[:, row, :count] = self.features.vectors[first:last].swapaxes(0, 1)
             tree = np.asarray(self.trees.heads[number])
             distances[row, :count, :count] = tree_distances(tree)
             depths[row, :count] = tree_depths(tree)

@@ -27,6 +27,8 @@ ADAM = Optimizer("adamw", Schedule("constant", 1.0), eps=1e-4, weight_decay=0.0,
 """Its updates are taken times the step's learning rate. With an ε of 1e-8 a gradient that is little but rounding would
 move a weight as far as any other, and an edge probe's weights would depend on who is trained beside it."""
 
+_CACHED_ROWS = 128
+
 
 @dataclass(frozen=True)
 class Training:
@@ -59,7 +61,7 @@ class Examples(NamedTuple):
     """Some of a task's examples.
 
     Attributes:
-      features: tree of arrays [P, L, …].
+      features: tree of arrays [L, P, …]: a layer lies together, as its probes read it.
       targets: tree of arrays [P, …].
       weights: 1, or 0 at places that nothing fills.
     """
@@ -261,13 +263,18 @@ def standardisation(source: Source) -> tuple[Any, Any]:
 
 
 def _moments(leaf: np.ndarray) -> np.ndarray:
-    """[L, 1 + 2D]: count, sum, sum of squares."""
-    result = []
-    for layer in range(leaf.shape[1]):
-        rows = np.asarray(leaf[:, layer]).reshape(-1, leaf.shape[-1]).astype(np.float64)
-        present = (rows != 0).any(1).sum()
-        result.append(np.concatenate([[present], rows.sum(0), np.square(rows).sum(0)]))
-    return np.stack(result)
+    """[L, 1 + 2D]: count, sum, sum of squares, in float64."""
+    count, width = len(leaf), leaf.shape[-1]
+    result = np.zeros((count, 1 + 2 * width))
+    for layer, (present, sums, squares) in zip(leaf, (np.split(row, (1, 1 + width)) for row in result), strict=True):
+        rows = layer.reshape(-1, width)
+        # What is in the caches is not written to memory as float64.
+        for begin in range(0, len(rows), _CACHED_ROWS):
+            some = rows[begin : begin + _CACHED_ROWS].astype(np.float64)
+            present += some.any(1).sum()
+            sums += some.sum(0)
+            squares += np.einsum("nd,nd->d", some, some)
+    return result
 
 
 def _steps(count: int, batch_size: int) -> int:
@@ -299,7 +306,7 @@ Read = Callable[[Params, Any], tuple[Params, Any]]
 
 def _readers(features: Any, mean: Any, scale: Any, allowed: Array | None) -> tuple[Any, Callable[[Any], Read]]:
     """A part for each member, stacked, and a function from a member's part to how it reads."""
-    layers = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), features), mean, scale
+    layers = features, mean, scale
     if allowed is None:
 
         def layer(part: Any) -> Read:
