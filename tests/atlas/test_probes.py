@@ -101,6 +101,27 @@ def test_probes_trained_together_are_those_trained_alone(data, monkeypatch, kind
         np.testing.assert_allclose(together.params[name][0, -1], leaf[0, 0], atol=within, err_msg=name)
 
 
+def test_what_is_one_piece_is_read_once(data, monkeypatch):
+    read, vectors = [], SpanSource.vectors
+    monkeypatch.setattr(SpanSource, "vectors", lambda self, *args: read.append(len(self)) or vectors(self, *args))
+    train, dev = source(*data["train"]), source(*data["dev"])
+    fit(Linear(WIDTH, CLASSES), train, dev, Training(epochs=4, seeds=1), KEY)
+    assert sorted(read) == [150, 600]
+    read.clear()
+    fit(Linear(WIDTH, CLASSES), source(*data["train"], size=512), dev, Training(epochs=4, seeds=1), KEY)
+    assert sorted(read) == [150] + [600] * 2 * 5  # two pieces: once for the moments, then in each epoch
+
+
+def test_an_accelerator_takes_as_many_examples_as_its_share_of_memory_holds(monkeypatch):
+    vectors, spans = np.zeros((9000, 13, 768), np.float16), np.stack([np.arange(9000), np.arange(9000) + 1], 1)
+    one = lambda count: SpanSource(Features(vectors, np.array([0, 9000])), (spans,) * count, np.zeros(9000)).size
+    assert one(1) == 4096
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    assert one(1) == 16384  # all of them
+    monkeypatch.setattr("ctx_jax.atlas.probes.sources.DEVICE_BYTES", 13 * 768 * 2 * 9000)
+    assert (one(1), one(2), one(3)) == (8192, 4096, 4096)
+
+
 def test_pieces_do_not_wait_in_memory(monkeypatch):
     """The next one is given to the device when it is done with the one before."""
     from ctx_jax.atlas.probes import training

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
@@ -13,6 +15,10 @@ from ctx_jax.atlas.probes.training import Examples
 
 PIECE = 4096
 """Examples that are in memory, and shuffled among each other, at once."""
+DEVICE_BYTES = 1 << 30
+"""On an accelerator a piece is as many examples as this holds, if those are more: most tasks are read once then, and
+stay there.
+"""
 LONGEST = 32
 """Words of a span that are kept apart: of a longer one the first and the last 16."""
 RUN = 64
@@ -27,19 +33,25 @@ class SpanSource:
         features: Features,
         spans: tuple[Int[np.ndarray, "N 2"], ...],
         classes: Int[np.ndarray, "N"],
-        size: int = PIECE,
+        size: int | None = None,
     ):
         """
         Args:
           features: of all the sentences.
           spans: the first ones, and the second where there are any, words counted over all sentences.
           classes: what is to be said.
-          size: of a piece. How examples are shuffled depends on it.
+          size: of a piece; None is as many as go to the device together. How examples are shuffled depends on it.
         """
         self.features, self.classes = features, np.asarray(classes, np.int32)
         self.spans = spans
         # Few sizes, as each is compiled for.
-        self.size = min(self._most(size), max(1 << (len(self.classes) - 1).bit_length(), RUN))
+        self.size = min(self._most(size or self._together()), max(1 << (len(self.classes) - 1).bit_length(), RUN))
+
+    def _together(self) -> int:
+        if jax.default_backend() == "cpu":
+            return PIECE
+        bytes_of_one = len(self.spans) * math.prod(self.features.vectors.shape[1:]) * self.features.vectors.itemsize
+        return max(PIECE, 1 << ((DEVICE_BYTES // bytes_of_one) | 1).bit_length() - 1)
 
     def _most(self, size: int) -> int:
         return size

@@ -7,7 +7,9 @@ What a probe learns does not depend on who is trained beside it.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -82,6 +84,27 @@ class Source(Protocol):
 
     def pieces(self, rng: np.random.Generator | None = None) -> Iterator[Examples]:
         """All examples; with `rng` in pieces that are drawn anew."""
+
+
+class _ReadOnce:
+    """A source whose piece, if it is a single one, is read once and then stays on the device: its steps have an order
+    of their own.
+    """
+
+    def __init__(self, source: Source):
+        self.counts = source.counts
+        self._source = source
+        self._single = next(iter(source.pieces())) if len(source.counts()) == 1 else None
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def pieces(self, rng: np.random.Generator | None = None) -> Iterator[Examples]:
+        return self._source.pieces(rng) if self._single is None else iter([self._single])
+
+    def place(self) -> None:
+        if self._single is not None:
+            self._single = jax.device_put(self._single)
 
 
 class Probe(Protocol):
@@ -174,7 +197,10 @@ def fit(
     """
     if not len(train) or not len(held_out):
         raise InputError(f"probe: found {len(train)} examples and {len(held_out)} held out, expected some of each")
+    train, held_out = _ReadOnce(train), _ReadOnce(held_out)
     mean, scale = standardisation(train)
+    train.place()
+    held_out.place()
     num_layers = jax.tree.leaves(mean)[0].shape[0]
     if allowed is not None:
         probe, allowed = Mixed(probe, num_layers), jnp.asarray(allowed)
@@ -264,9 +290,11 @@ def standardisation(source: Source) -> tuple[Any, Any]:
 
 def _moments(leaf: np.ndarray) -> np.ndarray:
     """[L, 1 + 2D]: count, sum, sum of squares, in float64."""
-    count, width = len(leaf), leaf.shape[-1]
-    result = np.zeros((count, 1 + 2 * width))
-    for layer, (present, sums, squares) in zip(leaf, (np.split(row, (1, 1 + width)) for row in result), strict=True):
+    width = leaf.shape[-1]
+    result = np.zeros((len(leaf), 1 + 2 * width))
+
+    def of_layer(layer: np.ndarray, row: np.ndarray) -> None:
+        present, sums, squares = np.split(row, (1, 1 + width))
         rows = layer.reshape(-1, width)
         # What is in the caches is not written to memory as float64.
         for begin in range(0, len(rows), _CACHED_ROWS):
@@ -274,6 +302,9 @@ def _moments(leaf: np.ndarray) -> np.ndarray:
             present += some.any(1).sum()
             sums += some.sum(0)
             squares += np.einsum("nd,nd->d", some, some)
+
+    with ThreadPoolExecutor(min(len(leaf), os.cpu_count() or 1)) as pool:
+        list(pool.map(of_layer, leaf, result))
     return result
 
 
