@@ -130,11 +130,12 @@ def test_pieces_do_not_wait_in_memory(monkeypatch):
     vectors, labels = rng.standard_normal((2048, 3, 128)).astype(np.float32), rng.integers(0, 3, 2048)
     run, ready = training._run, []
 
-    def told(probe, params, *args, **options):
-        ready.append(all(leaf.is_ready() for leaf in jax.tree.leaves(params)))
-        return run(probe, params, *args, **options)
+    def told(probe, held, *args):
+        ready.append(all(leaf.is_ready() for leaf in jax.tree.leaves(held[0])))
+        return run(probe, held, *args)
 
     monkeypatch.setattr(training, "_run", told)
+    monkeypatch.setattr(training, "_at_once", lambda members: members)
     pieces = source(vectors, labels, size=256)
     fit(MLP(128, 3, hidden=256), pieces, source(vectors[:64], labels[:64]), Training(epochs=1, batch_size=8), KEY)
     assert ready == [True] * 8

@@ -86,25 +86,27 @@ class Source(Protocol):
         """All examples; with `rng` in pieces that are drawn anew."""
 
 
-class _ReadOnce:
-    """A source whose piece, if it is a single one, is read once and then stays on the device: its steps have an order
-    of their own.
-    """
+class _Pieces:
+    """A source's pieces. One that is a single one is read once: its steps have an order of their own."""
 
     def __init__(self, source: Source):
         self.counts = source.counts
         self._source = source
         self._single = next(iter(source.pieces())) if len(source.counts()) == 1 else None
+        self._place = lambda piece: piece
 
     def __len__(self) -> int:
         return len(self._source)
 
-    def pieces(self, rng: np.random.Generator | None = None) -> Iterator[Examples]:
-        return self._source.pieces(rng) if self._single is None else iter([self._single])
-
     def place(self) -> None:
+        """From now on they are on the device; else they are NumPy's, of which some layers are no copy."""
+        self._place = jax.device_put
+        self._single = jax.device_put(self._single)
+
+    def pieces(self, rng: np.random.Generator | None = None) -> Iterator[Examples]:
         if self._single is not None:
-            self._single = jax.device_put(self._single)
+            return iter([self._single])
+        return map(self._place, self._source.pieces(rng))
 
 
 class Probe(Protocol):
@@ -169,6 +171,10 @@ class Fitted(NamedTuple):
         """M."""
         return self.loss.shape[1]
 
+    def read(self, piece: Examples) -> _Read:
+        """What they read of a piece."""
+        return _Read(piece.features, self.mean, self.scale, self.allowed)
+
 
 def fit(
     probe: Any,
@@ -197,14 +203,15 @@ def fit(
     """
     if not len(train) or not len(held_out):
         raise InputError(f"probe: found {len(train)} examples and {len(held_out)} held out, expected some of each")
-    train, held_out = _ReadOnce(train), _ReadOnce(held_out)
+    train, held_out = _Pieces(train), _Pieces(held_out)
     mean, scale = standardisation(train)
-    train.place()
-    held_out.place()
     num_layers = jax.tree.leaves(mean)[0].shape[0]
     if allowed is not None:
         probe, allowed = Mixed(probe, num_layers), jnp.asarray(allowed)
     members = num_layers if allowed is None else len(allowed)
+    if allowed is not None or _at_once(members) >= members:
+        train.place()
+        held_out.place()
     # A layer's first parameters are drawn from the seed alone.
     keys = jax.random.split(key, training.seeds)
     params = jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], members, axis=1), jax.vmap(probe.init)(keys))
@@ -219,8 +226,9 @@ def fit(
             # One piece is read while the one before is learnt from; without this all would wait in memory.
             jax.block_until_ready(params)
             schedule = np.float32(training.learning_rate), np.float32(taken), np.float32(total)
-            places = (piece, order, steps, schedule, mean, scale, allowed)
-            params, state = _run(probe, params, state, *places, at_once=_at_once(members))
+            run = lambda held, read: _run(probe, held, read, piece.targets, order, steps, schedule)  # noqa: B023 (called at once)
+            read = _Read(piece.features, mean, scale, allowed)
+            params, state = _in_groups(run, (params, state), read, members)
             taken += steps
         loss = mean_loss(Fitted(probe, params, mean, scale, allowed, best_loss), held_out)
         better = loss < best_loss
@@ -234,15 +242,7 @@ def predict(fitted: Fitted, source: Source) -> Iterator[Any]:
     """What every probe says, a piece of the source at a time: leaves [S, M, P, …] on the host."""
     for piece in source.pieces():
         filled = np.flatnonzero(np.asarray(piece.weights))
-        found = _predict(
-            fitted.probe,
-            fitted.params,
-            piece.features,
-            fitted.mean,
-            fitted.scale,
-            fitted.allowed,
-            at_once=_at_once(fitted.members),
-        )
+        found = _in_groups(partial(_predict, fitted.probe), fitted.params, fitted.read(piece), fitted.members)
         yield jax.tree.map(lambda leaf, filled=filled: np.asarray(leaf)[:, :, filled], found)
 
 
@@ -250,15 +250,8 @@ def mean_loss(fitted: Fitted, source: Source) -> Float[np.ndarray, "S M"]:
     """Mean loss of every probe, in nats."""
     total, count = 0.0, 0.0
     for piece in source.pieces():
-        summed = _summed_losses(
-            fitted.probe,
-            fitted.params,
-            piece,
-            fitted.mean,
-            fitted.scale,
-            fitted.allowed,
-            at_once=_at_once(fitted.members),
-        )
+        function = lambda params, read: _summed_losses(fitted.probe, params, read, piece.targets, piece.weights)  # noqa: B023 (called at once)
+        summed = _in_groups(function, fitted.params, fitted.read(piece), fitted.members)
         total = total + np.asarray(summed, np.float64)
         count += float(np.asarray(piece.weights).sum())
     return total / count
@@ -331,34 +324,31 @@ def _standardised(x: Array, mean: Array, scale: Array) -> Array:
     return shifted if x.ndim == 2 else jnp.where((x != 0).any(-1, keepdims=True), shifted, 0.0)
 
 
-Read = Callable[[Params, Any], tuple[Params, Any]]
-"""A member's parameters and places in the piece → parameters of the probe itself, and what it reads there."""
+class _Read(NamedTuple):
+    """What members read of a piece.
 
+    Attributes:
+      features: of their layers [M, P, …]; of mixes all layers, [L, P, …].
+      mean: of each of these layers.
+      scale: likewise.
+      allowed: [M, L] of mixes, else None.
+    """
 
-def _readers(features: Any, mean: Any, scale: Any, allowed: Array | None) -> tuple[Any, Callable[[Any], Read]]:
-    """A part for each member, stacked, and a function from a member's part to how it reads."""
-    layers = features, mean, scale
-    if allowed is None:
+    features: Any
+    mean: Any
+    scale: Any
+    allowed: Bool[Array, "M L"] | None
 
-        def layer(part: Any) -> Read:
-            own = jax.tree.map(_standardised, *part)
-            return lambda params, at: (params, jax.tree.map(lambda x: x[at], own))
+    def of(self, members: slice) -> _Read:
+        """What some of them read."""
+        if self.allowed is not None:
+            return self._replace(allowed=self.allowed[members])
+        return jax.tree.map(lambda leaf: leaf[members], self)
 
-        return layers, layer
-    every = jax.vmap(lambda *part: jax.tree.map(_standardised, *part))(*layers)
-
-    def mix(allowed: Array) -> Read:
-        def read(params: Params, at: Any) -> tuple[Params, Any]:
-            some = jax.tree.map(lambda x: x[:, at], every)
-            return params["probe"], mixed(params["mix"], some, allowed)
-
-        return read
-
-    return allowed, mix
-
-
-def _members_first(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), tree)
+    def rows(self, at: Any) -> Any:
+        """Of one member, some examples as float32 [B, …], or of a mix [L, B, …]."""
+        some = lambda x, mean, scale: _standardised(x[at], mean, scale)
+        return jax.tree.map(some if self.allowed is None else jax.vmap(some), self.features, self.mean, self.scale)
 
 
 def _at_once(members: int) -> int:
@@ -368,80 +358,101 @@ def _at_once(members: int) -> int:
     return 1 if jax.default_backend() == "cpu" else members
 
 
-def _itself(probe: Any) -> Any:
-    return probe.probe if isinstance(probe, Mixed) else probe
+def _in_groups(function: Callable[[Any, _Read], Any], held: Any, read: _Read, members: int) -> Any:
+    """What a function gives of members and what they read, so many at a time; leaves are [S, M, …].
+
+    A loop in here, and not in the program: then a layer's program is the same alone and beside others, to the bit.
+    """
+    size = _at_once(members)
+    if size >= members:
+        return function(held, read)
+    found = []
+    for begin in range(0, members, size):
+        some = slice(begin, begin + size)
+        own = jax.tree.map(lambda leaf, some=some: leaf[:, some], held)
+        # Each by itself: two at a time would share the cores and the caches.
+        found.append(jax.block_until_ready(function(own, read.of(some))))
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *found)
 
 
-@partial(jax.jit, static_argnames=("probe", "at_once"), donate_argnames=("params", "state"))
+def _over_members(member: Callable[[Any, _Read], Any], held: Any, read: _Read) -> Any:
+    layers, mixes = (0, None) if read.allowed is None else (None, 0)
+    return jax.vmap(member, in_axes=(1, _Read(layers, layers, layers, mixes)), out_axes=1)(held, read)
+
+
+def _probed(probe: Any, params: Params, rows: Any, allowed: Array | None) -> tuple[Any, Params, Any]:
+    """The probe itself, its parameters and what it reads."""
+    if allowed is None:
+        return probe, params, rows
+    return probe.probe, params["probe"], mixed(params["mix"], rows, allowed)
+
+
+@partial(jax.jit, static_argnames="probe", donate_argnames="held")
 @float32_means_float32("float32")
 def _run(
     probe: Any,
-    params: Params,
-    state: Any,
-    piece: Examples,
+    held: tuple[Params, Any],
+    read: _Read,
+    targets: Any,
     order: Array,
     steps: int,
     schedule: tuple[Array, Array, Array],
-    mean: Any,
-    scale: Any,
-    allowed: Array | None,
-    at_once: int,
 ) -> tuple[Params, Any]:
-    """The steps of a piece of the training examples."""
-    update, losses = ADAM.build().update, _itself(probe).losses
+    """The steps of a piece of the training examples: new parameters and Adam's state."""
+    update = ADAM.build().update
     rate, taken, total = schedule
-    parts, reader = _readers(piece.features, mean, scale, allowed)
 
-    def member(given: tuple[Params, Any, Any]) -> tuple[Params, Any]:
-        params, state, part = given
-        read = reader(part)
+    def member(held: tuple[Params, Any], read: _Read) -> tuple[Params, Any]:
+        def gradient(params: Params, at: Array) -> Params:
+            rows, right = read.rows(at), jax.tree.map(lambda leaf: leaf[at], targets)
 
-        def loss(params: Params, at: Array) -> Array:
-            targets = jax.tree.map(lambda leaf: leaf[at], piece.targets)
-            return losses(*read(params, at), targets).mean()
+            def loss(params: Params) -> Array:
+                itself, own, vectors = _probed(probe, params, rows, read.allowed)
+                return itself.losses(own, vectors, right).mean()
 
-        def step(number: Array, carry: tuple[Params, Any]) -> tuple[Params, Any]:
-            params, state = carry
-            grads = jax.vmap(jax.grad(loss))(params, order[number])
-            updates, state = jax.vmap(update)(grads, state, params)
+            return jax.grad(loss)(params)
+
+        def step(number: Array, held: tuple[Params, Any]) -> tuple[Params, Any]:
+            params, state = held
+            updates, state = jax.vmap(update)(jax.vmap(gradient)(params, order[number]), state, params)
             now = rate * (1 - (taken + number.astype(jnp.float32)) / total)
             return jax.tree.map(lambda p, u: p + now * u, params, updates), state
 
-        return jax.lax.fori_loop(0, steps, step, (params, state))
+        return jax.lax.fori_loop(0, steps, step, held)
 
-    given = (_members_first(params), _members_first(state), parts)
-    return _members_first(jax.lax.map(member, given, batch_size=at_once))
+    return _over_members(member, held, read)
 
 
-@partial(jax.jit, static_argnames=("probe", "at_once"))
+@partial(jax.jit, static_argnames="probe")
 @float32_means_float32("float32")
-def _predict(
-    probe: Any, params: Params, features: Any, mean: Any, scale: Any, allowed: Array | None, at_once: int
-) -> Any:
-    parts, reader = _readers(features, mean, scale, allowed)
+def _predict(probe: Any, params: Params, read: _Read) -> Any:
+    def member(params: Params, read: _Read) -> Any:
+        rows = read.rows(slice(None))
 
-    def member(given: tuple[Params, Any]) -> Any:
-        params, part = given
-        read = reader(part)
-        return jax.lax.map(lambda params: _itself(probe).predict(*read(params, slice(None))), params)
+        def one(params: Params) -> Any:
+            itself, own, vectors = _probed(probe, params, rows, read.allowed)
+            return itself.predict(own, vectors)
 
-    return _members_first(jax.lax.map(member, (_members_first(params), parts), batch_size=at_once))
+        return jax.lax.map(one, params)
+
+    return _over_members(member, params, read)
 
 
-@partial(jax.jit, static_argnames=("probe", "at_once"))
+@partial(jax.jit, static_argnames="probe")
 @float32_means_float32("float32")
 def _summed_losses(
-    probe: Any, params: Params, piece: Examples, mean: Any, scale: Any, allowed: Array | None, at_once: int
+    probe: Any, params: Params, read: _Read, targets: Any, weights: Float[Array, "P"]
 ) -> Float[Array, "S M"]:
-    parts, reader = _readers(piece.features, mean, scale, allowed)
+    def member(params: Params, read: _Read) -> Array:
+        rows = read.rows(slice(None))
 
-    def member(given: tuple[Params, Any]) -> Array:
-        params, part = given
-        read = reader(part)
-        losses = lambda params: _itself(probe).losses(*read(params, slice(None)), piece.targets)
-        return jax.lax.map(lambda params: (losses(params) * piece.weights).sum(), params)
+        def one(params: Params) -> Array:
+            itself, own, vectors = _probed(probe, params, rows, read.allowed)
+            return (itself.losses(own, vectors, targets) * weights).sum()
 
-    return _members_first(jax.lax.map(member, (_members_first(params), parts), batch_size=at_once))
+        return jax.lax.map(one, params)
+
+    return _over_members(member, params, read)
 
 
 @jax.jit
