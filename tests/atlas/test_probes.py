@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
 from ctx_jax.atlas.features import Features
+from ctx_jax.atlas.probes.examples import standardisation
 from ctx_jax.atlas.probes.kinds import MLP, Edge, Linear
 from ctx_jax.atlas.probes.labelling import (
     Controls,
@@ -21,7 +22,7 @@ from ctx_jax.atlas.probes.labelling import (
     mix_shares,
 )
 from ctx_jax.atlas.probes.sources import SpanSource, SpanWords
-from ctx_jax.atlas.probes.training import Training, fit, mean_loss, predict, standardisation
+from ctx_jax.atlas.probes.training import Training, fit, mean_loss, predict
 from ctx_jax.atlas.records import Edges
 from ctx_jax.errors import InputError
 
@@ -130,9 +131,9 @@ def test_pieces_do_not_wait_in_memory(monkeypatch):
     vectors, labels = rng.standard_normal((2048, 3, 128)).astype(np.float32), rng.integers(0, 3, 2048)
     run, ready = training._run, []
 
-    def told(probe, held, *args):
+    def told(probe, held, *args, **options):
         ready.append(all(leaf.is_ready() for leaf in jax.tree.leaves(held[0])))
-        return run(probe, held, *args)
+        return run(probe, held, *args, **options)
 
     monkeypatch.setattr(training, "_run", told)
     monkeypatch.setattr(training, "_at_once", lambda members: members)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from ctx_jax.atlas.features import Features
-from ctx_jax.atlas.probes.training import Examples
+from ctx_jax.atlas.probes.examples import Examples
 
 PIECE = 4096
 """Examples that are in memory, and shuffled among each other, at once."""

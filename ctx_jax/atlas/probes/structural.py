@@ -16,8 +16,9 @@ from scipy import stats
 from scipy.sparse.csgraph import minimum_spanning_tree
 
 from ctx_jax.atlas.features import Features
+from ctx_jax.atlas.probes.examples import Examples
 from ctx_jax.atlas.probes.labelling import interval
-from ctx_jax.atlas.probes.training import Examples, Fitted, predict
+from ctx_jax.atlas.probes.training import Fitted, predict
 from ctx_jax.atlas.records import Trees
 from ctx_jax.atlas.results import Score
 from ctx_jax.nn.parameters import Params

@@ -1,4 +1,4 @@
-"""Trains the probes of a task together: one for each layer and seed, in one compiled loop.
+"""Trains the probes of a task together: one for each layer and seed, in compiled loops.
 
 Every probe sees the examples in an order of its seed, and keeps the parameters of its best epoch on held-out examples.
 What a probe learns does not depend on who is trained beside it.
@@ -7,9 +7,7 @@ What a probe learns does not depend on who is trained beside it.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -19,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
+from ctx_jax.atlas.probes.examples import Examples, Pieces, Source, standardisation, standardised
 from ctx_jax.compilation import float32_means_float32
 from ctx_jax.errors import InputError
 from ctx_jax.nn.parameters import Params
@@ -28,8 +27,6 @@ from ctx_jax.train.schedules import Schedule
 ADAM = Optimizer("adamw", Schedule("constant", 1.0), eps=1e-4, weight_decay=0.0, clip_norm=math.inf)
 """Its updates are taken times the step's learning rate. With an ε of 1e-8 a gradient that is little but rounding would
 move a weight as far as any other, and an edge probe's weights would depend on who is trained beside it."""
-
-_CACHED_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -57,56 +54,6 @@ class Training:
     def rows(self, examples: int) -> int:
         """Examples of a step, of so many in all; few sizes, as each is compiled for."""
         return self.batch_size or min(max(1 << (examples // 200).bit_length(), 16), 256)
-
-
-class Examples(NamedTuple):
-    """Some of a task's examples.
-
-    Attributes:
-      features: tree of arrays [L, P, …]: a layer lies together, as its probes read it.
-      targets: tree of arrays [P, …].
-      weights: 1, or 0 at places that nothing fills.
-    """
-
-    features: Any
-    targets: Any
-    weights: Float[Array, "P"]
-
-
-class Source(Protocol):
-    """Where examples come from, in pieces of few shapes, so that few programs serve them all."""
-
-    def __len__(self) -> int:
-        """Examples, what fills the last piece up not counted."""
-
-    def counts(self) -> list[int]:
-        """Examples of each piece."""
-
-    def pieces(self, rng: np.random.Generator | None = None) -> Iterator[Examples]:
-        """All examples; with `rng` in pieces that are drawn anew."""
-
-
-class _Pieces:
-    """A source's pieces. One that is a single one is read once: its steps have an order of their own."""
-
-    def __init__(self, source: Source):
-        self.counts = source.counts
-        self._source = source
-        self._single = next(iter(source.pieces())) if len(source.counts()) == 1 else None
-        self._place = lambda piece: piece
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def place(self) -> None:
-        """From now on they are on the device; else they are NumPy's, of which some layers are no copy."""
-        self._place = jax.device_put
-        self._single = jax.device_put(self._single)
-
-    def pieces(self, rng: np.random.Generator | None = None) -> Iterator[Examples]:
-        if self._single is not None:
-            return iter([self._single])
-        return map(self._place, self._source.pieces(rng))
 
 
 class Probe(Protocol):
@@ -173,7 +120,9 @@ class Fitted(NamedTuple):
 
     def read(self, piece: Examples) -> _Read:
         """What they read of a piece."""
-        return _Read(piece.features, self.mean, self.scale, self.allowed)
+        # Mixes read all layers, each again: they are copied once.
+        features = piece.features if self.allowed is None else jax.device_put(piece.features)
+        return _Read(features, self.mean, self.scale, self.allowed)
 
 
 def fit(
@@ -203,13 +152,13 @@ def fit(
     """
     if not len(train) or not len(held_out):
         raise InputError(f"probe: found {len(train)} examples and {len(held_out)} held out, expected some of each")
-    train, held_out = _Pieces(train), _Pieces(held_out)
+    train, held_out = Pieces(train), Pieces(held_out)
     mean, scale = standardisation(train)
     num_layers = jax.tree.leaves(mean)[0].shape[0]
     if allowed is not None:
         probe, allowed = Mixed(probe, num_layers), jnp.asarray(allowed)
     members = num_layers if allowed is None else len(allowed)
-    if allowed is not None or _at_once(members) >= members:
+    if _at_once(members) >= members:
         train.place()
         held_out.place()
     # A layer's first parameters are drawn from the seed alone.
@@ -226,8 +175,8 @@ def fit(
             # One piece is read while the one before is learnt from; without this all would wait in memory.
             jax.block_until_ready(params)
             schedule = np.float32(training.learning_rate), np.float32(taken), np.float32(total)
-            run = lambda held, read: _run(probe, held, read, piece.targets, order, steps, schedule)  # noqa: B023 (called at once)
-            read = _Read(piece.features, mean, scale, allowed)
+            run = partial(_run, probe, targets=piece.targets, order=order, steps=steps, schedule=schedule)
+            read = Fitted(probe, params, mean, scale, allowed, best_loss).read(piece)
             params, state = _in_groups(run, (params, state), read, members)
             taken += steps
         loss = mean_loss(Fitted(probe, params, mean, scale, allowed, best_loss), held_out)
@@ -250,55 +199,11 @@ def mean_loss(fitted: Fitted, source: Source) -> Float[np.ndarray, "S M"]:
     """Mean loss of every probe, in nats."""
     total, count = 0.0, 0.0
     for piece in source.pieces():
-        function = lambda params, read: _summed_losses(fitted.probe, params, read, piece.targets, piece.weights)  # noqa: B023 (called at once)
+        function = partial(_summed_losses, fitted.probe, targets=piece.targets, weights=piece.weights)
         summed = _in_groups(function, fitted.params, fitted.read(piece), fitted.members)
         total = total + np.asarray(summed, np.float64)
         count += float(np.asarray(piece.weights).sum())
     return total / count
-
-
-def standardisation(source: Source) -> tuple[Any, Any]:
-    """Mean and one over the deviation of each layer's features, over all examples: leaves [L, …, D].
-
-    Of features with more axes between the layer's and the last all but the last are taken together, and what is zero
-    throughout, padding, is left out.
-    """
-    sums: Any = None
-    for piece in source.pieces():
-        found = jax.tree.map(_moments, piece.features)
-        sums = found if sums is None else jax.tree.map(lambda a, b: a + b, sums, found)
-
-    def mean(leaf: np.ndarray) -> np.ndarray:
-        return leaf[:, 1 : (leaf.shape[1] + 1) // 2] / np.maximum(leaf[:, :1], 1)
-
-    def scale(leaf: np.ndarray) -> Array:
-        squares = leaf[:, (leaf.shape[1] + 1) // 2 :] / np.maximum(leaf[:, :1], 1)
-        deviation = np.sqrt(np.maximum(squares - mean(leaf) ** 2, 0))
-        # A dimension that says nothing stays so.
-        used = deviation > 1e-6 * np.sqrt(squares.max(initial=0))
-        return jnp.asarray(np.where(used, 1 / np.where(used, deviation, 1), 0), jnp.float32)
-
-    return jax.tree.map(lambda leaf: jnp.asarray(mean(leaf), jnp.float32), sums), jax.tree.map(scale, sums)
-
-
-def _moments(leaf: np.ndarray) -> np.ndarray:
-    """[L, 1 + 2D]: count, sum, sum of squares, in float64."""
-    width = leaf.shape[-1]
-    result = np.zeros((len(leaf), 1 + 2 * width))
-
-    def of_layer(layer: np.ndarray, row: np.ndarray) -> None:
-        present, sums, squares = np.split(row, (1, 1 + width))
-        rows = layer.reshape(-1, width)
-        # What is in the caches is not written to memory as float64.
-        for begin in range(0, len(rows), _CACHED_ROWS):
-            some = rows[begin : begin + _CACHED_ROWS].astype(np.float64)
-            present += some.any(1).sum()
-            sums += some.sum(0)
-            squares += np.einsum("nd,nd->d", some, some)
-
-    with ThreadPoolExecutor(min(len(leaf), os.cpu_count() or 1)) as pool:
-        list(pool.map(of_layer, leaf, result))
-    return result
 
 
 def _steps(count: int, batch_size: int) -> int:
@@ -314,14 +219,6 @@ def _orders(rng: np.random.Generator, piece: Examples, size: int, seeds: int) ->
     orders = np.resize(orders, (_steps(len(piece.weights), size) * size, seeds))
     orders = orders.reshape(-1, size, seeds).transpose(0, 2, 1).astype(np.int32)
     return orders, _steps(len(filled), size)
-
-
-def _standardised(x: Array, mean: Array, scale: Array) -> Array:
-    """One layer's features [B, …, D] as float32; zeros, padding, stay zeros."""
-    x = x.astype(jnp.float32)
-    shape = (1,) * (x.ndim - 1) + x.shape[-1:]
-    shifted = (x - mean.reshape(shape)) * scale.reshape(shape)
-    return shifted if x.ndim == 2 else jnp.where((x != 0).any(-1, keepdims=True), shifted, 0.0)
 
 
 class _Read(NamedTuple):
@@ -347,7 +244,7 @@ class _Read(NamedTuple):
 
     def rows(self, at: Any) -> Any:
         """Of one member, some examples as float32 [B, …], or of a mix [L, B, …]."""
-        some = lambda x, mean, scale: _standardised(x[at], mean, scale)
+        some = lambda x, mean, scale: standardised(x[at], mean, scale)
         return jax.tree.map(some if self.allowed is None else jax.vmap(some), self.features, self.mean, self.scale)
 
 
