@@ -14,8 +14,9 @@
 - deeper and narrower (20 × 256, 34 × 192) has fewer parameters in the same FLOPs, since attention takes a larger share,
   and needs more memory in training.
 
-The recipe is sized for half an hour on one H200: 2.6 G tokens in rows of 512 packed with whole sentences, AdamW with
-b2 = 0.98, linear decay. Not run yet.
+The recipe is for six minutes on one H100, where it ran on 2026-11-27 on 78.6 M tokens of Wikipedia and books: 10,000
+steps, 622 M tokens in rows of 512 packed with whole sentences; held-out masked-LM loss 2.619 nats, accuracy 52.1 %
+(results/bert_22g/). AdamW with b2 = 0.98, linear decay, no dropout.
 """
 
 from ctx_jax.data.plan import RowsConfig
@@ -30,14 +31,22 @@ from ctx_jax.train.schedules import Schedule
 config = Experiment(
     data="data/text",
     model=BertConfig(
-        hidden_size=384, num_layers=10, num_heads=6, intermediate_size=1536, pooler=False, dtype="bfloat16"
+        hidden_size=384,
+        num_layers=10,
+        num_heads=6,
+        intermediate_size=1536,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        pooler=False,
+        dtype="bfloat16",
+        unroll=True,  # a scan copies what every layer keeps into stacks and out again
     ),
     rows=RowsConfig(length=512, examples_per_row=16),
     objective=MaskedLM(),
-    optimizer=Optimizer("adamw", Schedule("linear", 1e-3, warmup_steps=1000), b2=0.98, eps=1e-6),
-    steps=20_000,
-    batch_size=256,
-    loop=LoopConfig(log_every=100, evaluate_every=2_000, checkpoint_every=1_000),
+    optimizer=Optimizer("adamw", Schedule("linear", 7e-4, warmup_steps=600), b2=0.98, eps=1e-6),
+    steps=10_000,
+    batch_size=128,
+    loop=LoopConfig(log_every=50, evaluate_every=2_500, checkpoint_every=2_500),
     evaluation=Evaluation(rows=1024, batch_size=64),
     flop_budget=FlopBudget(22.4e9, 512),
 )
