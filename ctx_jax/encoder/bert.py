@@ -380,13 +380,15 @@ class BertEncoder(Encoder):
         config = self.config
         for batch in plan_batches(lengths, config.max_length, ask.batch_tokens, self.mesh.size, config.hidden_size):
             arrays = _Rows(*(np.zeros(batch.shape, np.int32) for _ in _Rows._fields))
-            for text, row, slot, start in zip(batch.texts, batch.rows, batch.slots, batch.starts, strict=True):
-                one = rows[text]
-                place = row, slice(start, start + len(one.input_ids))
-                arrays.input_ids[place] = one.input_ids
-                arrays.token_types[place] = one.token_types
-                arrays.segments[place] = one.present * (slot + 1)
-                arrays.positions[place] = np.arange(len(one.input_ids))
+            ids, types, present = (
+                np.concatenate(field) for field in zip(*(rows[text] for text in batch.texts), strict=True)
+            )
+            sizes = np.array([lengths[text] for text in batch.texts])
+            each = lambda values, sizes=sizes: np.repeat(values, sizes)
+            positions = np.arange(len(ids)) - each(np.cumsum(sizes) - sizes)
+            at = each(batch.rows), each(batch.starts) + positions
+            arrays.input_ids[at], arrays.token_types[at], arrays.positions[at] = ids, types, positions
+            arrays.segments[at] = present * each(batch.slots + 1)
             slots = slots_per_row(batch.shape[1])
             vectors = self._run(self._place(arrays), slots, ask)
             waiting.append((batch, vectors))
