@@ -92,11 +92,11 @@ def test_probes_too():
     one = jax.vmap(probe.init)(jax.random.split(jax.random.key(0), seeds))
     params = jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], layers, 1), one)
     state = jax.vmap(jax.vmap(training.ADAM.build().init))(params)
-    piece = training.Examples((jnp.ones((32, layers, 8)),), jnp.zeros(32, jnp.int32), jnp.ones(32))
     schedule = jnp.float32(0.1), jnp.float32(0), jnp.float32(10)
     order = np.zeros((2, seeds, 16), np.int32)
     scale = (jnp.ones((layers, 8)),)
-    traced = training._run.trace(probe, params, state, piece, order, 2, schedule, scale, scale, None, at_once=1)
+    read = training._Read((jnp.ones((layers, 32, 8)),), scale, scale, None)
+    traced = training._run.trace(probe, (params, state), read, jnp.zeros(32, jnp.int32), order, 2, schedule)
     assert {precision for _, precision in products(traced)} == {"HIGHEST, HIGHEST"}
 
 
