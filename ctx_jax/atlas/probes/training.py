@@ -118,12 +118,6 @@ class Fitted(NamedTuple):
         """M."""
         return self.loss.shape[1]
 
-    def read(self, piece: Examples) -> _Read:
-        """What they read of a piece."""
-        # Mixes read all layers, each again: they are copied once.
-        features = piece.features if self.allowed is None else jax.device_put(piece.features)
-        return _Read(features, self.mean, self.scale, self.allowed)
-
 
 def fit(
     probe: Any,
@@ -176,7 +170,7 @@ def fit(
             jax.block_until_ready(params)
             schedule = np.float32(training.learning_rate), np.float32(taken), np.float32(total)
             run = partial(_run, probe, targets=piece.targets, order=order, steps=steps, schedule=schedule)
-            read = Fitted(probe, params, mean, scale, allowed, best_loss).read(piece)
+            read = _reading(piece, mean, scale, allowed)
             params, state = _in_groups(run, (params, state), read, members)
             taken += steps
         loss = mean_loss(Fitted(probe, params, mean, scale, allowed, best_loss), held_out)
@@ -191,7 +185,8 @@ def predict(fitted: Fitted, source: Source) -> Iterator[Any]:
     """What every probe says, a piece of the source at a time: leaves [S, M, P, …] on the host."""
     for piece in source.pieces():
         filled = np.flatnonzero(np.asarray(piece.weights))
-        found = _in_groups(partial(_predict, fitted.probe), fitted.params, fitted.read(piece), fitted.members)
+        read = _reading(piece, fitted.mean, fitted.scale, fitted.allowed)
+        found = _in_groups(partial(_predict, fitted.probe), fitted.params, read, fitted.members)
         yield jax.tree.map(lambda leaf, filled=filled: np.asarray(leaf)[:, :, filled], found)
 
 
@@ -200,7 +195,8 @@ def mean_loss(fitted: Fitted, source: Source) -> Float[np.ndarray, "S M"]:
     total, count = 0.0, 0.0
     for piece in source.pieces():
         function = partial(_summed_losses, fitted.probe, targets=piece.targets, weights=piece.weights)
-        summed = _in_groups(function, fitted.params, fitted.read(piece), fitted.members)
+        read = _reading(piece, fitted.mean, fitted.scale, fitted.allowed)
+        summed = _in_groups(function, fitted.params, read, fitted.members)
         total = total + np.asarray(summed, np.float64)
         count += float(np.asarray(piece.weights).sum())
     return total / count
@@ -246,6 +242,12 @@ class _Read(NamedTuple):
         """Of one member, some examples as float32 [B, …], or of a mix [L, B, …]."""
         some = lambda x, mean, scale: standardised(x[at], mean, scale)
         return jax.tree.map(some if self.allowed is None else jax.vmap(some), self.features, self.mean, self.scale)
+
+
+def _reading(piece: Examples, mean: Any, scale: Any, allowed: Array | None) -> _Read:
+    # Each mix reads all layers: they are brought to the device once for all of them.
+    features = piece.features if allowed is None else jax.device_put(piece.features)
+    return _Read(features, mean, scale, allowed)
 
 
 def _at_once(members: int) -> int:
