@@ -95,7 +95,7 @@ class SpanSource:
             end = min(begin + RUN, len(spans))
             first, last = begins[begin], begins[end - 1] + lengths[end - 1]
             found = self.features.vectors[words[first:last]]
-            if last - first > end - begin:
+            if (lengths[begin:end] > 1).any():
                 sums = np.add.reduceat(found.astype(np.float32), begins[begin:end] - first, axis=0)
                 found = sums / lengths[begin:end, None, None]
             result[:, begin:end] = found.swapaxes(0, 1)
