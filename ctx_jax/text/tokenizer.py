@@ -63,7 +63,7 @@ class Tokenizer(Protocol):
         """Splits one text."""
 
     def ids_batch(self, texts: Sequence[str | Sequence[str]]) -> list[np.ndarray]:
-        """The ids of each text's pieces alone, int32 [N], which may take half the time."""
+        """The ids of each text's pieces alone, int32 [N], which may be had sooner."""
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The pieces as the vocabulary spells them."""
