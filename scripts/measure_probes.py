@@ -3,8 +3,8 @@
 python scripts/measure_probes.py [--layers 13] [--width 768] [--classes 17] [--examples 20000] [--seeds 5]
     [--epochs 5] [--repeats 5]
 
-Vectors are random; all ways end with the same held-out losses, which is checked first. By itself every probe is the first
-seed's: the same work.
+Vectors are random; all ways end with the same held-out losses, which is checked first. By itself every probe is the
+first seed's: the same work.
 """
 
 import argparse
